@@ -1,0 +1,1 @@
+//! The Unified Agent: tracks, reads, seals and ships a machine's changes.

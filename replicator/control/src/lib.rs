@@ -1,0 +1,1 @@
+//! The local socket's messages, configuration files and the audit log.

@@ -1,0 +1,1 @@
+//! Real processes on real disks: the oracles and the faults.

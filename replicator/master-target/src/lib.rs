@@ -1,0 +1,1 @@
+//! The master target: journals frames, applies them to replica disks, keeps recovery points.

@@ -1,0 +1,1 @@
+//! Messages and session state machines: no socket, no clock, no disk.

@@ -1,0 +1,1 @@
+//! QUIC and identity: the only crate that knows quinn and rustls.
