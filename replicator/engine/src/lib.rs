@@ -1,4 +1,8 @@
-//! Block I/O by io_uring, its blocking twin, and a disk that lies for tests. Knows no other part of Redoubt.
-//! Nothing here acknowledges: `sync` returning is the only statement of durability.
+//! Block I/O by io_uring, its blocking twin, and a disk that lies for tests. Knows no other part
+//! of Redoubt. Nothing here acknowledges: `sync` returning is the only statement of durability.
 
+pub mod directory;
+#[cfg(feature = "lying")]
+pub mod lying;
+mod steps;
 pub mod storage;

@@ -1,5 +1,6 @@
-//! What a store needs of a directory and its files, so that real disks and lying ones can stand below it.
-//! A batch call returns only when the whole batch has ended; nothing written is durable before `sync`.
+//! What a store needs of a directory and its files, so that real disks and lying ones can stand
+//! below it. A batch call returns only when the whole batch has ended; nothing written is durable
+//! before `sync`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +49,8 @@ pub struct WriteRequest<'a> {
     pub data: &'a [u8],
 }
 
-/// A file or block device of fixed size. Any offset and length is allowed; aligned ones are the fast path.
+/// A file or block device of fixed size. Any offset and length within it is allowed; aligned ones
+/// are the fast path. Requests of one batch run in any order and must not overlap where one writes.
 pub trait BlockFile: Send + Sync {
     /// Bytes.
     fn size(&self) -> u64;
@@ -59,18 +61,20 @@ pub trait BlockFile: Send + Sync {
     /// Makes the range read as zeros, giving its space back where it can; not durable before `sync`.
     fn zero(&self, offset: u64, length: u64) -> Result<()>;
     /// The next range at or after `offset` that may hold other bytes than zero: `(offset, length)`.
+    /// A block device cannot say: it returns all the rest.
     fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>>;
     /// Everything written before is durable when this returns.
     fn sync(&self) -> Result<()>;
 }
 
-/// A directory tree. Paths are relative to its root.
+/// A directory tree. Paths are relative to its root; an absolute one names a block device.
 pub trait Storage: Send + Sync {
     /// Opens or creates a file.
     fn open(&self, path: &Path, how: Open) -> Result<Arc<dyn BlockFile>>;
     /// Creates a directory and its parents where missing, durably.
     fn create_directory(&self, path: &Path) -> Result<()>;
-    /// Names in a directory, sorted; empty where it does not exist.
+    /// Names in a directory, sorted; empty where it does not exist. What a cut `replace` left
+    /// beside its target is not listed.
     fn list(&self, path: &Path) -> Result<Vec<String>>;
     /// Removes a file; not durable before `sync_directory`.
     fn remove(&self, path: &Path) -> Result<()>;
@@ -80,7 +84,8 @@ pub trait Storage: Send + Sync {
     fn sync_directory(&self, path: &Path) -> Result<()>;
     /// A whole small file, or `None` where there is none.
     fn load(&self, path: &Path) -> Result<Option<Vec<u8>>>;
-    /// Replaces a small file atomically and durably (write beside, sync, rename, sync the directory).
+    /// Replaces a small file atomically and durably (write beside, sync, rename, sync the
+    /// directory).
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()>;
     /// Bytes still free.
     fn free_space(&self) -> Result<u64>;
