@@ -9,6 +9,8 @@ set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$repository"
+# A failed check says what is wrong; a hundred lines of its stack do not help.
+export RUST_BACKTRACE=0
 
 tiers=(fast root)
 # cargo-deny takes minutes to install: it runs where it is there already, in CI and with --all.
