@@ -1,0 +1,141 @@
+//! What a command asks of a role over its socket. One request a connection; nothing here acts.
+
+use crate::names::Name;
+use crate::units::Span;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use uuid::Uuid;
+
+/// A request to a role. An agent knows its own machine only; `machine` may be left out where there is one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Answered by [`Response::Status`](crate::Response::Status).
+    Status,
+    /// Take a recovery point; answered by [`Response::Marked`](crate::Response::Marked) once it is durable at the target,
+    /// or by a failure of status `timed-out`.
+    Mark {
+        /// Of which machine.
+        machine: Option<Name>,
+        /// What the operator calls it.
+        label: Option<String>,
+        /// How long to wait.
+        timeout: Span,
+        /// Wait until the replica disks hold it, too.
+        applied: bool,
+    },
+    /// Answered by [`Response::Points`](crate::Response::Points).
+    Points {
+        /// Of which machine.
+        machine: Option<Name>,
+    },
+    /// Write a disk as it was at a point into a file on the role's machine; answered by progress, then
+    /// [`Response::CopiedOut`](crate::Response::CopiedOut).
+    CopyOut {
+        /// Of which machine.
+        machine: Option<Name>,
+        /// Which disk.
+        disk: Name,
+        /// As of when.
+        point: PointSelector,
+        /// An absolute path.
+        to: PathBuf,
+        /// Overwrite what is there.
+        force: bool,
+    },
+}
+
+/// A recovery point as an operator names it: `latest` or an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum PointSelector {
+    /// The newest that is good for the disk.
+    Latest,
+    /// This one.
+    Id(Uuid),
+}
+
+/// What is wrong with the name of a point.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a recovery point: give `latest` or an id that `redoubt points` shows")]
+pub struct PointSelectorError {
+    text: String,
+}
+
+impl FromStr for PointSelector {
+    type Err = PointSelectorError;
+
+    fn from_str(text: &str) -> Result<Self, PointSelectorError> {
+        match text {
+            "latest" => Ok(Self::Latest),
+            _ => {
+                text.parse().map(Self::Id).map_err(|_| PointSelectorError { text: text.to_owned() })
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for PointSelector {
+    type Error = PointSelectorError;
+
+    fn try_from(text: String) -> Result<Self, PointSelectorError> {
+        text.parse()
+    }
+}
+
+impl From<PointSelector> for String {
+    fn from(selector: PointSelector) -> Self {
+        selector.to_string()
+    }
+}
+
+impl fmt::Display for PointSelector {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => out.write_str("latest"),
+            Self::Id(id) => id.fmt(out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_one_flat_object() {
+        let request = Request::Mark {
+            machine: None,
+            label: Some("before upgrade".into()),
+            timeout: "60s".parse().unwrap(),
+            applied: false,
+        };
+        let json = r#"{"request":"mark","machine":null,"label":"before upgrade","timeout":"60s","applied":false}"#;
+        assert_eq!(serde_json::to_string(&request).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
+        assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
+    }
+
+    #[test]
+    fn what_a_role_does_not_know_is_an_error() {
+        for bad in [
+            r#"{"request":"format-all"}"#,
+            r#"{"request":"points","machine":null,"now":true}"#,
+            r#"{"request":"points","machine":"../x"}"#,
+        ] {
+            assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn points_are_named_by_id_or_latest() {
+        let id = "6f2b8f0e-6d3f-4a9e-9c55-0d2c1f8a7b11";
+        assert_eq!("latest".parse::<PointSelector>().unwrap(), PointSelector::Latest);
+        assert_eq!(id.parse::<PointSelector>().unwrap().to_string(), id);
+        assert!(
+            "newest".parse::<PointSelector>().unwrap_err().to_string().contains("redoubt points")
+        );
+    }
+}

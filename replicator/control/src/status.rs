@@ -1,0 +1,249 @@
+//! What `status --json` and `points --json` print: an interface that other programs build on. Fields are only
+//! ever added; nothing here computes.
+
+use crate::names::Name;
+use crate::units::UtcTime;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use uuid::Uuid;
+
+/// Which role answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The Unified Agent of a protected machine.
+    Agent,
+    /// The master target.
+    Target,
+}
+
+/// One role's view of all that it protects.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoleStatus {
+    /// Who says so.
+    pub role: Role,
+    /// The agent's own machine, or all machines of the target.
+    pub machines: Vec<MachineStatus>,
+}
+
+/// A protected machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    /// Its identity, for ever.
+    pub id: Uuid,
+    /// Its name within the site.
+    pub name: Name,
+    /// Whether agent and target have a session now.
+    pub connected: bool,
+    /// Age of the newest acknowledged position (the agent's monotonic clock) and the time since the target last heard
+    /// from the agent; null until the first acknowledgement.
+    pub rpo_seconds: Option<f64>,
+    /// Its disks, in the order of their index.
+    pub disks: Vec<DiskStatus>,
+}
+
+/// A protected disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Its name within the machine.
+    pub name: Name,
+    /// What goes on.
+    pub state: DiskState,
+    /// Why it is not simply streaming: a reason code such as `by-operator` or `ring-full`.
+    pub reason: Option<String>,
+    /// What still has to be read and sent before the disk streams.
+    pub bytes_remaining: u64,
+    /// How long that will take at the present rate; null while no rate is known.
+    pub eta_seconds: Option<u64>,
+    /// What the machine writes to the disk, over the last seconds.
+    pub churn_bytes_per_second: u64,
+    /// What the agent sends for the disk, over the last seconds.
+    pub sent_bytes_per_second: u64,
+    /// How the disk is tracked; null on a target that has not heard from the agent since it started.
+    pub tracker: Option<TrackerStatus>,
+    /// Where the log stands; null before the first session.
+    pub position: Option<PositionStatus>,
+    /// The replica disk on the target: a file or a device.
+    pub replica_path: Option<PathBuf>,
+    /// The recovery point that the replica disk holds now.
+    pub applied_point: Option<Uuid>,
+    /// The newest recovery point that is good for this disk.
+    pub last_point: Option<Uuid>,
+}
+
+/// What goes on with a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskState {
+    /// The first pass over the disk.
+    InitialSync,
+    /// Every write is shipped in order as it happens.
+    Streaming,
+    /// What a gap left behind is read from the disk and shipped.
+    CatchUp,
+    /// The disk is unproven and is compared by hash.
+    Verifying,
+    /// Nothing moves; the reason says why.
+    Paused,
+}
+
+/// How a disk's writes are tracked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackerStatus {
+    /// What the capture pays for now.
+    pub mode: TrackerMode,
+    /// Events that the full ring lost; each was answered by a catch-up.
+    pub losses: u64,
+    /// Program runs that the kernel skipped; each was answered by a settle or a verify.
+    pub misses: u64,
+    /// Whether the tracker can prove that it missed nothing.
+    pub verdict: TrackerVerdict,
+}
+
+/// What the capture of a disk pays for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrackerMode {
+    /// Only the bitmap is marked.
+    Bitmap,
+    /// Writes are seen in order, their data is read from the disk.
+    Metadata,
+    /// Writes are seen in order with their data.
+    Data,
+}
+
+/// Whether the tracker can prove that it missed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrackerVerdict {
+    /// Nothing was missed, or all that was has been repaired.
+    Proven,
+    /// Something was missed and is being settled; points since then are suspect.
+    Suspect,
+    /// Only a verify can tell: the disk must be compared by hash.
+    Unverified,
+}
+
+/// Where a machine's log stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PositionStatus {
+    /// The log's generation.
+    pub generation: Uuid,
+    /// The agent's run within it.
+    pub incarnation: u64,
+    /// The newest record sealed by the agent, or received by the target.
+    pub sequence: u64,
+    /// The newest record durable at the target.
+    pub acknowledged: u64,
+}
+
+/// A recovery point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointStatus {
+    /// Its identity.
+    pub id: Uuid,
+    /// When it was marked, by the machine's wall clock.
+    pub taken_at: UtcTime,
+    /// What it promises.
+    pub kind: PointKind,
+    /// What the operator called it.
+    pub label: Option<String>,
+    /// The marked position.
+    pub sequence: u64,
+    /// The disks that it is good for.
+    pub disks: Vec<Name>,
+    /// Whether those are all disks of the machine.
+    pub complete: bool,
+    /// No loss, gap or unsettled write touches it.
+    pub proven: bool,
+}
+
+/// What a recovery point promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PointKind {
+    /// As if the power had failed then.
+    CrashConsistent,
+    /// The applications had been asked to stand still.
+    ApplicationConsistent,
+}
+
+/// A block device of this machine as `redoubt disks` and `redoubt agent --check` report it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// The device node.
+    pub device: PathBuf,
+    /// The stable name that the disk would be protected under.
+    pub name: Name,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Its logical block size.
+    pub logical_block_bytes: u32,
+    /// What uses it: mount points, `swap`, holders.
+    pub used_by: Vec<String>,
+    /// The best way to track it; null where it cannot be protected.
+    pub mode: Option<TrackerMode>,
+    /// Why it cannot be protected, or not in the best mode.
+    pub reason: Option<String>,
+    /// What the operator can do about the reason.
+    pub remedy: Option<String>,
+}
+
+/// The answer of `redoubt agent --check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// The best way to track any disk of this machine; null where it cannot be protected.
+    pub mode: Option<TrackerMode>,
+    /// Why the machine cannot be protected, or not in the best mode.
+    pub reason: Option<String>,
+    /// What the operator can do about the reason.
+    pub remedy: Option<String>,
+    /// The disks that were asked for.
+    pub disks: Vec<DeviceReport>,
+}
+
+impl CheckReport {
+    /// Whether the machine and every disk asked for can be protected.
+    pub fn is_protectable(&self) -> bool {
+        self.mode.is_some() && self.disks.iter().all(|disk| disk.mode.is_some())
+    }
+}
+
+macro_rules! shown_as {
+    ($name:ident { $($variant:ident => $text:literal),+ $(,)? }) => {
+        impl $name {
+            /// The word that JSON and tables show.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.pad(self.as_str())
+            }
+        }
+    };
+}
+
+shown_as!(Role { Agent => "agent", Target => "target" });
+shown_as!(DiskState {
+    InitialSync => "initial-sync",
+    Streaming => "streaming",
+    CatchUp => "catch-up",
+    Verifying => "verifying",
+    Paused => "paused",
+});
+shown_as!(TrackerMode { Bitmap => "bitmap", Metadata => "metadata", Data => "data" });
+shown_as!(TrackerVerdict {
+    Proven => "proven",
+    Suspect => "suspect",
+    Unverified => "unverified",
+});
+shown_as!(PointKind {
+    CrashConsistent => "crash-consistent",
+    ApplicationConsistent => "application-consistent",
+});
+
+#[cfg(test)]
+mod tests;
