@@ -1,4 +1,5 @@
-//! The names and numbers that every part shares: identities, positions, disks, times. No behaviour beyond that.
+//! The names and numbers that every part shares: identities, positions, disks, times.
+//! No behaviour beyond that.
 
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,10 @@ use std::fmt;
 macro_rules! uuid_newtype {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize,
+            Deserialize,
+        )]
         #[serde(from = "uuid::Uuid", into = "uuid::Uuid")]
         pub struct $name(pub [u8; 16]);
         impl $name {
@@ -57,7 +61,8 @@ macro_rules! number_newtype {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(
-            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize,
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode,
+            Serialize, Deserialize,
         )]
         #[serde(transparent)]
         pub struct $name(pub u64);
@@ -76,7 +81,8 @@ macro_rules! number_newtype {
 }
 
 number_newtype!(
-    /// One run of the agent within a generation, handed out by the master target; later ones fence earlier ones.
+    /// One run of the agent within a generation, handed out by the master target; later ones fence
+    /// earlier ones.
     Incarnation
 );
 number_newtype!(
@@ -84,7 +90,8 @@ number_newtype!(
     RoleEpoch
 );
 number_newtype!(
-    /// A record's place in its machine's log: it only grows, the first record has 1, and 0 stands before all.
+    /// A record's place in its machine's log: it only grows, the first record has 1, and 0 stands
+    /// before all.
     Sequence
 );
 number_newtype!(
