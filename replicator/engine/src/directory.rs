@@ -11,12 +11,18 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
+use crate::buffer::BLOCK_BYTES;
 use crate::steps::{self, named};
 use crate::storage::{BlockFile, Open, ReadRequest, Result, Storage, StorageError, WriteRequest};
 
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
 /// Zeros are written from a buffer of this size where a range cannot be punched: large enough that
-/// the calls do not count, small enough to be static.
-static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+/// the calls do not count, small enough to be static. Aligned, so that direct I/O takes it as it is.
+static ZEROS: Zeros = Zeros([0; 64 * 1024]);
+
+#[repr(align(4096))]
+struct Zeros([u8; 64 * 1024]);
 
 /// A directory tree on a mounted file system. The root need not exist before `create_directory`.
 #[derive(Clone, Debug)]
@@ -120,6 +126,11 @@ pub(crate) struct DirectoryFile {
 }
 
 impl DirectoryFile {
+    /// The descriptor, for the io_uring twin.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Names this file in an error.
     pub(crate) fn error(&self, operation: String, source: io::Error) -> StorageError {
         StorageError { path: self.path.clone(), operation, source }
@@ -131,31 +142,47 @@ impl DirectoryFile {
             .map_err(|source| self.error(format!("{verb} {length} bytes at {offset}"), source))
     }
 
-    fn write_zeros(&self, offset: u64, length: u64) -> io::Result<()> {
-        let mut done = 0;
-        while done < length {
-            let step = (length - done).min(ZEROS.len() as u64);
-            let zeros = &ZEROS[..usize::try_from(step).unwrap_or(ZEROS.len())];
-            self.file.write_all_at(zeros, offset + done)?;
-            done += step;
+    /// Zeroes a range: by `punch`, which says whether it could, and by `write` what it could not.
+    pub(crate) fn zero_by(
+        &self,
+        offset: u64,
+        length: u64,
+        punch: impl Fn(u64, u64) -> io::Result<bool>,
+        write: impl Fn(&[WriteRequest<'_>]) -> Result<()>,
+    ) -> Result<()> {
+        let words = || format!("zero {length} bytes at {offset}");
+        named(&self.path, words, steps::check_range(self.size, offset, length))?;
+        let end = offset + length;
+        // A device zeroes whole logical blocks only, so the parts around them are written.
+        let (first, last) = match self.is_device {
+            true => (offset.next_multiple_of(BLOCK).min(end), (end - end % BLOCK).max(offset)),
+            false => (offset, end),
+        };
+        if first >= last {
+            return write_zeros(offset, end, write);
         }
-        Ok(())
+        write_zeros(offset, first, &write)?;
+        if !named(&self.path, words, punch(first, last - first))? {
+            write_zeros(first, last, &write)?;
+        }
+        write_zeros(last, end, write)
     }
 
-    fn zero_range(&self, offset: u64, length: u64) -> io::Result<()> {
+    /// Whether the system could zero the range by itself.
+    pub(crate) fn punch(&self, offset: u64, length: u64) -> io::Result<bool> {
         let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE;
-        let write = FallocateFlags::FALLOC_FL_ZERO_RANGE;
+        let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE;
         // Block devices take these two as well. What neither can do (a device's partial sectors, a
         // file system without holes) is written out.
-        for flag in [punch, write] {
+        for flag in [punch, zero] {
             let flags = flag | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             match fallocate(&self.file, flags, to_i64(offset)?, to_i64(length)?) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(true),
                 Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        self.write_zeros(offset, length)
+        Ok(false)
     }
 
     fn data_after(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
@@ -207,9 +234,8 @@ impl BlockFile for DirectoryFile {
     }
 
     fn zero(&self, offset: u64, length: u64) -> Result<()> {
-        let zeroed = steps::check_range(self.size, offset, length)
-            .and_then(|()| if length == 0 { Ok(()) } else { self.zero_range(offset, length) });
-        named(&self.path, || format!("zero {length} bytes at {offset}"), zeroed)
+        let punch = |offset, length| self.punch(offset, length);
+        self.zero_by(offset, length, punch, |batch| self.write(batch))
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>> {
@@ -219,6 +245,20 @@ impl BlockFile for DirectoryFile {
     fn sync(&self) -> Result<()> {
         named(&self.path, || "sync".into(), self.file.sync_data())
     }
+}
+
+fn write_zeros(
+    mut offset: u64,
+    end: u64,
+    write: impl Fn(&[WriteRequest<'_>]) -> Result<()>,
+) -> Result<()> {
+    while offset < end {
+        let step = (end - offset).min(ZEROS.0.len() as u64);
+        let data = &ZEROS.0[..usize::try_from(step).unwrap_or(ZEROS.0.len())];
+        write(&[WriteRequest { offset, data }])?;
+        offset += step;
+    }
+    Ok(())
 }
 
 fn create(path: &Path, grow: impl FnOnce(&File) -> io::Result<()>) -> io::Result<File> {

@@ -1,8 +1,11 @@
 //! Block I/O by io_uring, its blocking twin, and a disk that lies for tests. Knows no other part
 //! of Redoubt. Nothing here acknowledges: `sync` returning is the only statement of durability.
 
+pub mod buffer;
 pub mod directory;
 #[cfg(feature = "lying")]
 pub mod lying;
+pub mod ring;
 mod steps;
 pub mod storage;
+pub mod uring_directory;
