@@ -54,7 +54,7 @@ need_cargo_tool() {
 
 licences() {
     if [[ -n $deny ]] || command -v cargo-deny >/dev/null; then
-        need_cargo_tool deny && cargo deny --workspace check bans licenses sources
+        need_cargo_tool deny && cargo deny --log-level error --workspace check bans licenses sources
     else
         cannot_run "cargo deny: not installed (cargo install --locked cargo-deny, or --all)"
     fi

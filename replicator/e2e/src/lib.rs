@@ -1,1 +1,12 @@
-//! Real processes on real disks: the oracles and the faults.
+//! Real processes on real disks: loop disks, filesystems under load, a whole site, and the oracles.
+//! It must never link the product: it knows the `redoubt` binary by its command line only.
+
+pub mod check;
+pub mod command;
+pub mod commits;
+pub mod disk;
+pub mod load;
+pub mod noise;
+pub mod oracle;
+pub mod report;
+pub mod site;

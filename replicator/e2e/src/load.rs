@@ -1,0 +1,59 @@
+//! Random writes straight to a disk at a given rate, by fio. It must never outlive the test that started it.
+
+use crate::command::text;
+use anyhow::{Context, Result, ensure};
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// fio at work; killed with its owner.
+pub struct RandomWrites {
+    fio: Child,
+    log: std::path::PathBuf,
+}
+
+impl RandomWrites {
+    /// Starts direct random writes of 4 to 256 KiB, eight in flight, unlike any before.
+    pub fn start(
+        device: &Path,
+        megabytes_per_second: u32,
+        runs: Duration,
+        log: &Path,
+    ) -> Result<Self> {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "fio", "--name=load", "--thread"]);
+        command.arg(format!("--filename={}", device.display()));
+        command.args(["--rw=randwrite", "--bsrange=4k-256k", "--ioengine=libaio", "--iodepth=8"]);
+        command.args(["--direct=1", "--time_based", "--refill_buffers", "--norandommap"]);
+        command.arg(format!("--rate={megabytes_per_second}m"));
+        command.arg(format!("--runtime={}", runs.as_secs()));
+        let output = File::create(log)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let fio = command.spawn().context("cannot run fio")?;
+        Ok(Self { fio, log: log.to_path_buf() })
+    }
+
+    /// Whether it still writes.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.fio.try_wait()?.is_none())
+    }
+
+    /// Waits for its end, which must be a good one.
+    pub fn finish(mut self) -> Result<()> {
+        let status = self.fio.wait()?;
+        ensure!(status.success(), "fio: {status}\n{}", text(&std::fs::read(&self.log)?));
+        Ok(())
+    }
+}
+
+impl Drop for RandomWrites {
+    fn drop(&mut self) {
+        // It has ended already where the test has waited for it.
+        if matches!(self.fio.try_wait(), Ok(None))
+            && let Err(error) = self.fio.kill().and_then(|()| self.fio.wait())
+        {
+            eprintln!("cannot kill fio: {error}");
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! A whole site from the built binary: a master target and an agent in directories of their own.
+//! It must never touch processes or pins of others, and leaves none of its own.
+
+use crate::command::{finish, output, text, wait_until};
+use crate::report::{self, DiskStatus, Point};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// From the start of a role to its first answer; a debug build on a busy machine.
+const START_WITHIN: Duration = Duration::from_secs(60);
+/// From SIGTERM to the end of a role.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+/// Lines of a role's log that a failed test shows.
+const LOG_LINES_SHOWN: usize = 40;
+
+/// One of the two processes of a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `redoubt agent`.
+    Agent,
+    /// `redoubt master-target`.
+    Target,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Target => "target",
+        }
+    }
+}
+
+/// What a site is made of.
+pub struct Plan<'a> {
+    /// Name and device of each protected disk.
+    pub disks: Vec<(&'a str, &'a Path)>,
+    /// Between two recovery points, as the command line takes it.
+    pub point_interval: &'a str,
+}
+
+/// A running site; it ends with its owner.
+pub struct Site {
+    binary: PathBuf,
+    root: PathBuf,
+    disks: Vec<(String, PathBuf)>,
+    point_interval: String,
+    // Known once the target has listened; it comes back to the same one.
+    address: Option<String>,
+    agent: Option<Child>,
+    target: Option<Child>,
+}
+
+/// The binary under test: `REDOUBT_BIN`, or the one beside the test's own build.
+pub fn binary() -> Result<PathBuf> {
+    let found = match std::env::var_os("REDOUBT_BIN") {
+        Some(named) => PathBuf::from(named),
+        None => {
+            let test = std::env::current_exe()?;
+            test.ancestors().nth(2).context("no build directory")?.join("redoubt")
+        }
+    };
+    anyhow::ensure!(
+        found.is_file(),
+        "{} is missing: cargo build -p redoubt-cli, or set REDOUBT_BIN",
+        found.display()
+    );
+    Ok(found)
+}
+
+impl Site {
+    /// Starts the target, invites the machine, starts its agent. The directory is the caller's.
+    pub fn start(root: &Path, plan: &Plan<'_>) -> Result<Self> {
+        let disks = plan.disks.iter();
+        let mut site = Self {
+            binary: binary()?,
+            root: root.to_path_buf(),
+            disks: disks.map(|(name, device)| ((*name).to_owned(), device.to_path_buf())).collect(),
+            point_interval: plan.point_interval.to_owned(),
+            address: None,
+            agent: None,
+            target: None,
+        };
+        for directory in ["data", "state", "run-agent", "run-target"] {
+            fs::create_dir(site.root.join(directory))?;
+        }
+        site.start_role(Role::Target)?;
+        let token = finish(site.command(Role::Target).args(["invite", "--data"]).arg(site.data()))?;
+        let token = token.lines().last().context("invite printed no token")?;
+        fs::write(site.root.join("token"), token)?;
+        site.start_role(Role::Agent)?;
+        Ok(site)
+    }
+
+    /// The target's data directory.
+    pub fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    /// Starts a role that does not run, and waits until it answers.
+    pub fn start_role(&mut self, role: Role) -> Result<()> {
+        anyhow::ensure!(self.child(role).is_none(), "the {role:?} runs already");
+        match role {
+            Role::Agent => self.start_agent(),
+            Role::Target => self.start_target(),
+        }
+    }
+
+    fn start_target(&mut self) -> Result<()> {
+        let address = self.address.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned());
+        let data = self.data();
+        let mut command = self.role_command(Role::Target)?;
+        command.arg("master-target").arg("--data").arg(data).args(["--listen", &address]);
+        command.args(["--point-interval", &self.point_interval, "--keep", "1h"]);
+        let printed = self.root.join("target.out");
+        command.stdout(File::create(&printed)?);
+        self.target = Some(command.spawn()?);
+        let listening = wait_until("`listening on` of the target", START_WITHIN, || {
+            self.fail_if_ended(Role::Target)?;
+            let printed = fs::read_to_string(&printed)?;
+            let lines: Vec<&str> = printed.split_inclusive('\n').collect();
+            let line = lines.iter().find_map(|line| line.strip_prefix("listening on "));
+            Ok(line.filter(|line| line.ends_with('\n')).map(|line| line.trim_end().to_owned()))
+        })?;
+        self.address = Some(listening);
+        Ok(())
+    }
+
+    fn start_agent(&mut self) -> Result<()> {
+        let mut command = self.role_command(Role::Agent)?;
+        command.arg("agent").arg("--state").arg(self.root.join("state"));
+        command.arg("--token-file").arg(self.root.join("token")).stdout(Stdio::null());
+        for (name, device) in &self.disks {
+            command.arg("--disk").arg(format!("{}={name}", device.display()));
+        }
+        self.agent = Some(command.spawn()?);
+        wait_until("the agent's first answer", START_WITHIN, || {
+            self.fail_if_ended(Role::Agent)?;
+            let status = output(self.command(Role::Agent).args(["status", "--json"]))?;
+            Ok(status.status.success().then_some(()))
+        })
+    }
+
+    /// kill -9, and nothing else.
+    pub fn kill_role(&mut self, role: Role) -> Result<()> {
+        let mut child = self.child(role).take().with_context(|| format!("no {role:?} to kill"))?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM; the role must end in order.
+    pub fn stop_role(&mut self, role: Role) -> Result<()> {
+        let mut child = self.child(role).take().with_context(|| format!("no {role:?} to stop"))?;
+        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
+        let ended = wait_until("the end after SIGTERM", STOP_WITHIN, || Ok(child.try_wait()?));
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        anyhow::ensure!(ended?.success(), "the {role:?} failed at SIGTERM");
+        Ok(())
+    }
+
+    /// The process of a role.
+    pub fn process_id(&mut self, role: Role) -> Result<u32> {
+        self.fail_if_ended(role)?;
+        Ok(self.child(role).as_ref().with_context(|| format!("no {role:?} runs"))?.id())
+    }
+
+    /// The disks, as the target reports them.
+    pub fn status(&self) -> Result<Vec<DiskStatus>> {
+        report::disks(&finish(self.command(Role::Target).args(["status", "--json"]))?)
+    }
+
+    /// Waits until every disk streams: what initial sync or catch-up had to bring is there.
+    pub fn wait_for_streaming(&mut self, at_most: Duration) -> Result<()> {
+        let expected = self.disks.len();
+        let mut last = String::new();
+        let waited = wait_until("streaming of every disk", at_most, || {
+            self.fail_if_ended(Role::Agent)?;
+            self.fail_if_ended(Role::Target)?;
+            let disks = self.status()?;
+            let streaming = disks.iter().filter(|disk| disk.state == "streaming").count();
+            last = format!("{disks:?}");
+            Ok((streaming == expected && disks.len() == expected).then_some(()))
+        });
+        waited.with_context(|| format!("last seen: {last}"))
+    }
+
+    /// A recovery point of everything written before the call; its id.
+    pub fn mark(&self, label: &str, is_applied: bool) -> Result<String> {
+        let mut command = self.command(Role::Target);
+        command.args(["mark", "--label", label, "--timeout", "120s"]);
+        if is_applied {
+            command.arg("--applied");
+        }
+        let id = finish(&mut command)?.trim().to_owned();
+        anyhow::ensure!(!id.is_empty() && !id.contains(char::is_whitespace), "mark printed {id:?}");
+        Ok(id)
+    }
+
+    /// The recovery points, oldest first.
+    pub fn points(&self) -> Result<Vec<Point>> {
+        report::points(&finish(self.command(Role::Target).args(["points", "--json"]))?)
+    }
+
+    /// Writes a disk as it was at a point to a file.
+    pub fn copy_out(&self, disk: &str, point: &str, to: &Path) -> Result<()> {
+        let mut command = self.command(Role::Target);
+        command.args(["copy-out", "--disk", disk, "--point", point, "--to"]).arg(to);
+        finish(&mut command).map(drop)
+    }
+
+    /// Compares every replica with its disk, byte by byte. Nobody may write to the disks, nor have them mounted.
+    pub fn expect_equal_replicas(&self) -> Result<()> {
+        self.mark("compare", true)?;
+        for disk in self.status()? {
+            let (_, device) =
+                self.disks.iter().find(|(name, _)| *name == disk.name).context("disk")?;
+            let replica =
+                disk.replica_path.with_context(|| format!("{}: no replica", disk.name))?;
+            finish(Command::new("blockdev").arg("--flushbufs").arg(device))?;
+            finish(Command::new("cmp").arg(device).arg(replica))
+                .with_context(|| format!("the replica of {} differs", disk.name))?;
+        }
+        Ok(())
+    }
+
+    /// The `redoubt` command, pointed at one of the roles.
+    pub fn command(&self, role: Role) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.env("REDOUBT_RUNTIME_DIR", self.runtime(role));
+        command
+    }
+
+    fn runtime(&self, role: Role) -> PathBuf {
+        self.root.join(format!("run-{}", role.name()))
+    }
+
+    /// A role in the foreground, its log in a file; the kernel kills it with the thread that started it.
+    fn role_command(&self, role: Role) -> Result<Command> {
+        let log = OpenOptions::new().create(true).append(true).open(self.log(role))?;
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(&self.binary).stdin(Stdio::null()).stderr(log);
+        command.env("REDOUBT_RUNTIME_DIR", self.runtime(role));
+        Ok(command)
+    }
+
+    fn log(&self, role: Role) -> PathBuf {
+        self.root.join(format!("{}.log", role.name()))
+    }
+
+    fn child(&mut self, role: Role) -> &mut Option<Child> {
+        match role {
+            Role::Agent => &mut self.agent,
+            Role::Target => &mut self.target,
+        }
+    }
+
+    fn fail_if_ended(&mut self, role: Role) -> Result<()> {
+        if let Some(child) = self.child(role)
+            && let Some(status) = child.try_wait()?
+        {
+            bail!("the {role:?} has ended by itself: {status}");
+        }
+        Ok(())
+    }
+
+    fn show_log(&self, role: Role) {
+        let log = fs::read(self.log(role)).unwrap_or_default();
+        let log = text(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let shown = lines.len().saturating_sub(LOG_LINES_SHOWN);
+        eprintln!("--- the end of the {role:?}'s log\n{}", lines[shown..].join("\n"));
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for role in [Role::Agent, Role::Target] {
+            if let Some(mut child) = self.child(role).take()
+                && let Err(error) = child.kill().and_then(|()| child.wait())
+            {
+                eprintln!("cannot kill the {role:?}: {error}");
+            }
+            // Shown always: the runner prints it only where the test has failed.
+            self.show_log(role);
+        }
+        let mut detach = self.command(Role::Agent);
+        detach.args(["agent", "--detach", "--state"]).arg(self.root.join("state"));
+        if let Err(error) = finish(&mut detach) {
+            eprintln!("cannot detach: {error:#}");
+        }
+    }
+}
