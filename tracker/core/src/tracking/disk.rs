@@ -1,0 +1,133 @@
+//! One disk: what its log lacks (`D`), what is in flight, what is being read, which epoch waits.
+
+use super::DiskProgress;
+use super::epoch::Epoch;
+use super::reads::Read;
+use crate::bitmap::Bitmap;
+use crate::geometry::Granule;
+use crate::matcher::{Matcher, Settle};
+use crate::rules::{Rule, holds};
+use crate::source::{Array, BioKey, ChangeSource};
+use redoubt_log::{ByteRange, DiskIndex};
+
+/// The tracker's state of one disk.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub index: DiskIndex,
+    /// `D`: the content of these granules is not in the log.
+    pub demand: Bitmap,
+    pub matcher: Matcher,
+    pub reads: Vec<Read>,
+    pub epoch: Epoch,
+    pub seen_lost: u64,
+    pub capturing: bool,
+    pub cursor: Granule,
+    missed: u64,
+    consistent: bool,
+}
+
+impl Disk {
+    /// A disk with an empty `D`. Marks in the spare array are an epoch that nobody has dropped.
+    pub fn new<S: ChangeSource>(index: DiskIndex, size: u64, source: &S) -> Self {
+        let mut epoch = Epoch::default();
+        let mut marked = false;
+        source.marks(index, Array::Spare, &mut |_| marked = true);
+        if marked {
+            epoch.cut(source.produced());
+        }
+        Self {
+            index,
+            demand: Bitmap::new(size),
+            matcher: Matcher::default(),
+            reads: Vec::new(),
+            epoch,
+            seen_lost: source.lost(index),
+            capturing: false,
+            cursor: Granule(0),
+            missed: 0,
+            consistent: false,
+        }
+    }
+
+    /// Puts a range into `D`; a read under way does not satisfy that.
+    pub fn want(&mut self, range: ByteRange) {
+        self.demand.mark(range);
+        self.reads.iter_mut().for_each(|read| read.wanted(range));
+    }
+
+    pub fn submitted(&mut self, bio: BioKey, range: ByteRange, captured: bool) {
+        self.reads.iter_mut().for_each(|read| read.submitted(range, captured));
+        if self.matcher.submitted(bio, range, captured).is_some() {
+            self.missed += 1;
+            tracing::warn!(disk = %self.index, "a completion was missed: the whole disk is read again");
+            self.want(ByteRange::new(0, self.demand.size()));
+        }
+    }
+
+    pub fn split(&mut self, front: BioKey, parent: BioKey) {
+        self.matcher.split(front, parent);
+    }
+
+    pub fn completed(&mut self, bio: BioKey, range: ByteRange, failed: bool) {
+        let Settle { ranges } = self.matcher.completed(bio, range, failed);
+        ranges.into_iter().for_each(|range| self.want(range));
+    }
+
+    /// Events were lost, or never captured: the bitmap says where. Reads under way are void.
+    pub fn gap<S: ChangeSource>(&mut self, source: &mut S) -> Result<(), S::Error> {
+        self.consistent = false;
+        if holds(Rule::ForgetAtGap) {
+            self.matcher.forget();
+        }
+        self.matcher.forget_overlaps();
+        self.reads.clear();
+        source.forget_partial(self.index);
+        if !self.epoch.is_free() {
+            if holds(Rule::GapTakesAllEpochs) {
+                self.collect(source, Array::Spare);
+            }
+            if holds(Rule::CutNeedsSpare) {
+                self.collect(source, Array::Active);
+                return Ok(());
+            }
+            source.clear_spare(self.index);
+        }
+        source.cut(self.index)?;
+        self.epoch.cut(source.produced());
+        self.collect(source, Array::Spare);
+        Ok(())
+    }
+
+    /// Puts every mark of an array into `D`. Only at a gap: no read is under way that could have to know.
+    fn collect<S: ChangeSource>(&mut self, source: &S, array: Array) {
+        debug_assert!(self.reads.is_empty());
+        source.marks(self.index, array, &mut |range| self.demand.mark(range));
+    }
+
+    /// Nothing is left to be read: the log has the whole disk.
+    pub fn settled(&self) -> bool {
+        self.capturing
+            && self.demand.is_empty()
+            && self.reads.is_empty()
+            && !self.matcher.holds_points()
+    }
+
+    /// Whether the disk is settled for the first time since its last gap.
+    pub fn became_consistent(&mut self) -> bool {
+        let now = self.settled() && !self.consistent;
+        self.consistent |= now;
+        now
+    }
+
+    pub fn progress(&self) -> DiskProgress {
+        DiskProgress {
+            demand_bytes: self.demand.bytes_set().min(self.demand.size()),
+            reads: self.reads.len(),
+            in_flight: self.matcher.count(),
+            settled: self.settled(),
+            capturing: self.capturing,
+            lost: self.seen_lost,
+            missed: self.missed,
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The agent's tracker of all disks: drains the ring into the log, reads what the log lacks, cuts and drops epochs.
+//! A pure state machine over a [`ChangeSource`]: it never reads a disk, a clock or a socket by itself.
+
+mod disk;
+mod epoch;
+#[cfg(test)]
+mod model;
+mod reads;
+#[cfg(test)]
+mod rule_tests;
+
+use crate::geometry::GRANULE_BYTES;
+use crate::rules::{Rule, holds};
+use crate::sink::LogSink;
+use crate::source::{CaptureMode, ChangeSource, Event, Operation, RingPosition};
+use disk::Disk;
+use redoubt_log::GapReason;
+use redoubt_log::{ByteRange, DiskIndex, DiskSet, Sequence};
+
+pub use reads::{ReadId, ReadOrder};
+
+/// Bytes of the ring that one batch takes: losses are looked for behind each, and what is not yet known to be whole is
+/// kept in memory until then.
+const BATCH_BYTES: u64 = 4 << 20;
+
+/// What the tracker knows of a disk, for the status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskProgress {
+    /// Bytes whose content the log does not have yet.
+    pub demand_bytes: u64,
+    /// Reads under way.
+    pub reads: usize,
+    /// Writes in flight.
+    pub in_flight: usize,
+    /// Whether nothing is left to be read again: a point here is good for this disk.
+    pub settled: bool,
+    /// Whether the ring carries this disk's writes.
+    pub capturing: bool,
+    /// Losses, by the kernel's counter.
+    pub lost: u64,
+    /// Completions that must have been missed.
+    pub missed: u64,
+}
+
+/// The tracker of all disks of a machine.
+#[derive(Debug, Default)]
+pub struct Tracking {
+    disks: Vec<Disk>,
+    drained: RingPosition,
+    next_read: u64,
+}
+
+impl Tracking {
+    /// Takes a disk of `size` bytes in, of which the log has nothing that can be built on: `D` is the whole disk.
+    pub fn add_whole<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        index: DiskIndex,
+        size: u64,
+        reason: GapReason,
+        sink: &mut impl LogSink,
+    ) -> Result<(), S::Error> {
+        let mut disk = Disk::new(index, size, source);
+        disk.want(ByteRange::new(0, size));
+        self.disks.push(disk);
+        self.resume(source, index, reason, sink)
+    }
+
+    /// Takes a disk in that an earlier run of the agent has tracked without a break: `D` is every epoch not dropped.
+    pub fn adopt<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        index: DiskIndex,
+        size: u64,
+        reason: GapReason,
+        sink: &mut impl LogSink,
+    ) -> Result<(), S::Error> {
+        self.disks.push(Disk::new(index, size, source));
+        self.resume(source, index, reason, sink)
+    }
+
+    /// Lets a disk go; its marks stay where they are.
+    pub fn remove(&mut self, index: DiskIndex) {
+        self.disks.retain(|disk| disk.index != index);
+    }
+
+    /// Stops paying for capture; the bitmap goes on.
+    pub fn pause<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        index: DiskIndex,
+    ) -> Result<(), S::Error> {
+        let disk = self.disk_mut(index);
+        disk.capturing = false;
+        source.set_mode(index, CaptureMode::Bitmap)
+    }
+
+    /// Captures again, and puts into `D` what was only marked meanwhile: capture on first, cut second.
+    pub fn resume<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        index: DiskIndex,
+        reason: GapReason,
+        sink: &mut impl LogSink,
+    ) -> Result<(), S::Error> {
+        if holds(Rule::ResumeThenCut) {
+            source.set_mode(index, CaptureMode::Data)?;
+        }
+        let lost = source.lost(index);
+        self.drain_to(source, source.produced(), sink);
+        let disk = self.disk_mut(index);
+        disk.capturing = true;
+        disk.seen_lost = lost;
+        self.gap(source, index, reason, sink)?;
+        if !holds(Rule::ResumeThenCut) {
+            source.set_mode(index, CaptureMode::Data)?;
+        }
+        Ok(())
+    }
+
+    /// The whole disk must be shipped again.
+    pub fn demand_all(&mut self, index: DiskIndex) {
+        let disk = self.disk_mut(index);
+        let size = disk.demand.size();
+        disk.want(ByteRange::new(0, size));
+    }
+
+    /// A range must be shipped again.
+    pub fn demand(&mut self, index: DiskIndex, range: ByteRange) {
+        self.disk_mut(index).want(range);
+    }
+
+    /// The target has lost, or never got, what was logged behind its last acknowledgement: covering positions named
+    /// that tail, and every epoch not dropped goes into `D`.
+    pub fn tail_lost<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        reason: GapReason,
+        sink: &mut impl LogSink,
+    ) -> Result<(), S::Error> {
+        self.drain_to(source, source.produced(), sink);
+        for index in self.indexes() {
+            self.disk_mut(index).epoch.void_cover();
+            self.gap(source, index, reason, sink)?;
+        }
+        Ok(())
+    }
+
+    /// Drains one batch of the ring into the log and looks for losses. Returns whether the ring held more.
+    pub fn pump<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        sink: &mut impl LogSink,
+    ) -> Result<bool, S::Error> {
+        let produced = source.produced();
+        let until = RingPosition(produced.0.min(self.drained.0 + BATCH_BYTES));
+        self.drained = source.drain(until, &mut |event| handle(&mut self.disks, event, sink));
+        self.look_for_losses(source, sink)?;
+        for disk in &mut self.disks {
+            if disk.became_consistent() {
+                sink.consistent(disk.index);
+            }
+            let settled = disk.settled();
+            disk.epoch.cover(self.drained, settled, sink.position());
+        }
+        Ok(self.drained < produced)
+    }
+
+    /// Cuts the bitmap of every disk whose spare array is free, so that a later gap costs little.
+    pub fn rotate<S: ChangeSource>(&mut self, source: &mut S) -> Result<(), S::Error> {
+        for disk in &mut self.disks {
+            if disk.epoch.is_free() {
+                source.cut(disk.index)?;
+                disk.epoch.cut(source.produced());
+            }
+        }
+        Ok(())
+    }
+
+    /// The master target has durably everything up to `sequence`: epochs that it covers are dropped.
+    pub fn acknowledged<S: ChangeSource>(&mut self, source: &mut S, sequence: Sequence) {
+        for disk in &mut self.disks {
+            if disk.epoch.may_drop(sequence) {
+                source.clear_spare(disk.index);
+                disk.epoch.drop_now();
+            }
+        }
+    }
+
+    /// The next range to read for `D`, at most `limit` bytes; the read may be issued any time after this call.
+    pub fn next_read(&mut self, index: DiskIndex, limit: u64) -> Option<ReadOrder> {
+        let limit = limit.max(GRANULE_BYTES);
+        let id = ReadId(self.next_read);
+        let range = self.disk_mut(index).start_read(id, limit)?;
+        self.next_read += 1;
+        Some(ReadOrder { id, disk: index, range })
+    }
+
+    /// A read has ended with `data`: drains the ring up to now and logs what the stream does not have.
+    pub fn finish_read<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        order: ReadOrder,
+        data: &[u8],
+        sink: &mut impl LogSink,
+    ) -> Result<(), S::Error> {
+        self.drain_to(source, source.produced(), sink);
+        self.look_for_losses(source, sink)?;
+        self.disk_mut(order.disk).finish_read(order, data, sink);
+        Ok(())
+    }
+
+    /// A read has failed: its range stays in `D`.
+    pub fn fail_read(&mut self, order: ReadOrder) {
+        self.disk_mut(order.disk).void_read(order.id);
+    }
+
+    /// The disks for which a point at the newest position is good.
+    pub fn settled(&self) -> DiskSet {
+        let mut set = DiskSet::default();
+        self.disks.iter().filter(|disk| disk.settled()).for_each(|disk| set.insert(disk.index));
+        set
+    }
+
+    /// How a disk stands.
+    pub fn progress(&self, index: DiskIndex) -> Option<DiskProgress> {
+        self.disks.iter().find(|disk| disk.index == index).map(Disk::progress)
+    }
+
+    /// How far the ring has been drained.
+    pub fn drained(&self) -> RingPosition {
+        self.drained
+    }
+
+    /// The disks, in the order in which they came.
+    pub fn indexes(&self) -> Vec<DiskIndex> {
+        self.disks.iter().map(|disk| disk.index).collect()
+    }
+
+    fn look_for_losses<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        sink: &mut impl LogSink,
+    ) -> Result<(), S::Error> {
+        let mut whole = true;
+        for index in self.indexes() {
+            let lost = source.lost(index);
+            if lost == self.disk_mut(index).seen_lost {
+                continue;
+            }
+            whole = false;
+            if holds(Rule::DrainBeforeForget) {
+                self.drain_to(source, source.produced(), sink);
+            }
+            self.disk_mut(index).seen_lost = lost;
+            self.gap(source, index, GapReason::RingOverflow, sink)?;
+        }
+        if whole {
+            sink.checkpoint();
+        }
+        Ok(())
+    }
+
+    fn gap<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        index: DiskIndex,
+        reason: GapReason,
+        sink: &mut impl LogSink,
+    ) -> Result<(), S::Error> {
+        sink.gap(index, reason);
+        self.disk_mut(index).gap(source)
+    }
+
+    /// Drains until nothing before `until` is left; a piece that another processor is writing is waited for.
+    fn drain_to<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        until: RingPosition,
+        sink: &mut impl LogSink,
+    ) {
+        loop {
+            self.drained = source.drain(until, &mut |event| handle(&mut self.disks, event, sink));
+            if self.drained >= until {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn disk_mut(&mut self, index: DiskIndex) -> &mut Disk {
+        self.disks
+            .iter_mut()
+            .find(|disk| disk.index == index)
+            .expect("only disks taken in are named")
+    }
+}
+
+/// One event: the matcher remembers it, the log gets it.
+fn handle(disks: &mut [Disk], event: Event<'_>, sink: &mut impl LogSink) {
+    let (Event::Submitted { disk: index, .. }
+    | Event::Completed { disk: index, .. }
+    | Event::Split { disk: index, .. }) = event;
+    let Some(disk) = disks.iter_mut().find(|disk| disk.index == index) else {
+        return;
+    };
+    match event {
+        Event::Submitted { bio, range, operation, data, .. } => {
+            let captured = match (operation, data) {
+                (Operation::Write, Some(pieces)) => {
+                    sink.write(index, range, pieces);
+                    true
+                }
+                (Operation::Write, None) => false,
+                (Operation::WriteZeroes, _) => {
+                    sink.zero(index, range);
+                    true
+                }
+                (Operation::Discard, _) => {
+                    sink.discard(index, range);
+                    true
+                }
+            };
+            disk.submitted(bio, range, captured);
+        }
+        Event::Completed { bio, range, failed, .. } => disk.completed(bio, range, failed),
+        Event::Split { front, parent, .. } => disk.split(front, parent),
+    }
+}
