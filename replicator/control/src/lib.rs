@@ -1,20 +1,26 @@
-//! How commands and roles talk on one machine: the local socket's messages (which are the JSON interface), names,
-//! units, options, exit statuses. No business logic, and nothing that crosses the network.
+//! How commands and roles talk on one machine: the local socket's messages (which are the JSON
+//! interface), names, units, options, exit statuses. No business logic, and nothing that crosses
+//! the network.
 
+pub mod audit;
+pub mod config;
 pub mod exit;
 pub mod names;
 pub mod options;
 pub mod request;
 pub mod response;
 pub mod runtime;
+pub mod socket;
 pub mod status;
 pub mod units;
 
+pub use audit::{AuditEntry, AuditLog};
 pub use exit::ExitStatus;
 pub use names::Name;
 pub use options::{AgentOptions, DiskArgument, HostPort, InviteOptions, TargetOptions, Token};
 pub use request::{PointSelector, Request};
 pub use response::Response;
 pub use runtime::RuntimeDirectory;
+pub use socket::{Client, Handler, Peer, Responder, Server, SocketError};
 pub use status::Role;
 pub use units::{Size, Span, UtcTime};

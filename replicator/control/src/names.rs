@@ -1,4 +1,5 @@
-//! Names of machines and disks: what an operator types and a path may hold. Never longer or wilder than that.
+//! Names of machines and disks: what an operator types and a path may hold. Never longer or wilder
+//! than that.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -14,8 +15,8 @@ pub struct Name(String);
 pub enum NameError {
     /// It does not have the form.
     #[error(
-        "name {name:?} is not allowed: use 1 to {limit} of a-z, 0-9, '.', '_' and '-', beginning with \
-         a letter or digit",
+        "name {name:?} is not allowed: use 1 to {limit} of a-z, 0-9, '.', '_' and '-', \
+         beginning with a letter or digit",
         limit = Name::LENGTH_LIMIT
     )]
     Form {
@@ -40,8 +41,8 @@ impl Name {
     /// Characters of a name: it must fit a DNS label and a file name.
     pub const LENGTH_LIMIT: usize = 63;
 
-    /// The name nearest to what a system calls a host or device (`/dev/sdB`, `Web 01`): lower case, the last path
-    /// component, anything not allowed as `-`.
+    /// The name nearest to what a system calls a host or device (`/dev/sdB`, `Web 01`): lower case,
+    /// the last path component, anything not allowed as `-`.
     ///
     /// # Errors
     /// Nothing allowed is left.

@@ -1,5 +1,5 @@
-//! What each role is started with, parsed and complete: defaults are filled in, nothing is left to check but the
-//! world itself.
+//! What each role is started with, parsed and complete: defaults are filled in, nothing is left to
+//! check but the world itself.
 
 use crate::names::{Name, NameError};
 use crate::runtime::RuntimeDirectory;
@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Ring between kernel and agent: seconds of writes at 20 MB/s, so that a slow moment of the agent costs no gap.
+/// Ring between kernel and agent: seconds of writes at 20 MB/s, so that a slow moment of the agent
+/// costs no gap.
 pub const RING_BYTES_DEFAULT: u64 = 64 << 20;
-/// Sealed frames that the agent keeps until they are acknowledged: a third of its 96 MiB beside the ring.
+/// Sealed frames that the agent keeps until they are acknowledged: a third of its 96 MiB beside the
+/// ring.
 pub const WINDOW_BYTES_DEFAULT: u64 = 32 << 20;
 /// Journal of one machine before catch-up is applied in steps: minutes of a busy machine.
 pub const JOURNAL_BUDGET_BYTES_DEFAULT: u64 = 4 << 30;
@@ -19,7 +21,8 @@ pub const JOURNAL_BUDGET_BYTES_DEFAULT: u64 = 4 << 30;
 pub const POINT_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 /// How long points are kept.
 pub const KEEP_DEFAULT: Duration = Duration::from_secs(3600);
-/// How long a journal segment outlives its apply: not at all, for points are what most restore from.
+/// How long a journal segment outlives its apply: not at all, for points are what most restore
+/// from.
 pub const JOURNAL_KEEP_DEFAULT: Duration = Duration::ZERO;
 /// How long a token is good.
 pub const INVITE_EXPIRES_DEFAULT: Duration = Duration::from_secs(3600);

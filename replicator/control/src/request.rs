@@ -8,14 +8,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use uuid::Uuid;
 
-/// A request to a role. An agent knows its own machine only; `machine` may be left out where there is one.
+/// A request to a role. An agent knows its own machine only; `machine` may be left out where there
+/// is one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Answered by [`Response::Status`](crate::Response::Status).
     Status,
-    /// Take a recovery point; answered by [`Response::Marked`](crate::Response::Marked) once it is durable at the target,
-    /// or by a failure of status `timed-out`.
+    /// Take a recovery point; answered by [`Response::Marked`](crate::Response::Marked) once it is
+    /// durable at the target, or by a failure of status `timed-out`.
     Mark {
         /// Of which machine.
         machine: Option<Name>,
@@ -31,8 +32,8 @@ pub enum Request {
         /// Of which machine.
         machine: Option<Name>,
     },
-    /// Write a disk as it was at a point into a file on the role's machine; answered by progress, then
-    /// [`Response::CopiedOut`](crate::Response::CopiedOut).
+    /// Write a disk as it was at a point into a file on the role's machine; answered by progress,
+    /// then [`Response::CopiedOut`](crate::Response::CopiedOut).
     CopyOut {
         /// Of which machine.
         machine: Option<Name>,
@@ -109,10 +110,13 @@ mod tests {
         let request = Request::Mark {
             machine: None,
             label: Some("before upgrade".into()),
-            timeout: "60s".parse().unwrap(),
+            timeout: "90s".parse().unwrap(),
             applied: false,
         };
-        let json = r#"{"request":"mark","machine":null,"label":"before upgrade","timeout":"60s","applied":false}"#;
+        let json = concat!(
+            r#"{"request":"mark","machine":null,"label":"before upgrade","#,
+            r#""timeout":"90s","applied":false}"#
+        );
         assert_eq!(serde_json::to_string(&request).unwrap(), json);
         assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
         assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);

@@ -62,8 +62,8 @@ pub enum DirectoryError {
     },
 }
 
-/// Makes a directory of mode 0700, with what lies above it; one that exists must be ours and closed to other
-/// users' writes.
+/// Makes a directory of mode 0700, with what lies above it; one that exists must be ours and closed
+/// to other users' writes.
 ///
 /// # Errors
 /// It cannot be made, or is not private.

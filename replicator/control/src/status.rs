@@ -1,5 +1,5 @@
-//! What `status --json` and `points --json` print: an interface that other programs build on. Fields are only
-//! ever added; nothing here computes.
+//! What `status --json` and `points --json` print: an interface that other programs build on.
+//! Fields are only ever added; nothing here computes.
 
 use crate::names::Name;
 use crate::units::UtcTime;
@@ -36,8 +36,8 @@ pub struct MachineStatus {
     pub name: Name,
     /// Whether agent and target have a session now.
     pub connected: bool,
-    /// Age of the newest acknowledged position (the agent's monotonic clock) and the time since the target last heard
-    /// from the agent; null until the first acknowledgement.
+    /// Age of the newest acknowledged position (the agent's monotonic clock) and the time since the
+    /// target last heard from the agent; null until the first acknowledgement.
     pub rpo_seconds: Option<f64>,
     /// Its disks, in the order of their index.
     pub disks: Vec<DiskStatus>,
@@ -60,7 +60,8 @@ pub struct DiskStatus {
     pub churn_bytes_per_second: u64,
     /// What the agent sends for the disk, over the last seconds.
     pub sent_bytes_per_second: u64,
-    /// How the disk is tracked; null on a target that has not heard from the agent since it started.
+    /// How the disk is tracked; null on a target that has not heard from the agent since it
+    /// started.
     pub tracker: Option<TrackerStatus>,
     /// Where the log stands; null before the first session.
     pub position: Option<PositionStatus>,

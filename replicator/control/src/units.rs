@@ -1,5 +1,5 @@
-//! Times and sizes as people write them: `5s`, `1h`, `64MiB`, and RFC 3339 in UTC. Nothing is guessed: a number
-//! without its unit is an error, but for plain bytes.
+//! Times and sizes as people write them: `5s`, `1h`, `64MiB`, and RFC 3339 in UTC. Nothing is
+//! guessed: a number without its unit is an error, but for plain bytes.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -26,7 +26,7 @@ pub struct UtcTime(jiff::Timestamp);
 pub enum UnitError {
     /// Not a length of time.
     #[error(
-        "{text:?} is not a length of time: write a whole number and ms, s, m, h or d, as in 5s or 30d"
+        "{text:?} is not a length of time: write a number and ms, s, m, h or d, as in 5s or 30d"
     )]
     Span {
         /// What was given.
