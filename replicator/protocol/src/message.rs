@@ -416,7 +416,11 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, MessageError> {
 
 /// Free text, cut to [`TEXT_LIMIT`] bytes at a character's end.
 pub fn bounded_text(text: &str) -> &str {
-    &text[..text.floor_char_boundary(TEXT_LIMIT)]
+    let mut end = text.len().min(TEXT_LIMIT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 #[cfg(test)]

@@ -35,24 +35,24 @@ fn golden_hello() {
     let generation = "22".repeat(16);
     let run = "33".repeat(16);
     let expected = [
-        "65000000",                    // length
-        "00",                          // variant: hello
-        "01",                          // protocol version
-        &format!("10{machine}"),       // 16 bytes
-        &format!("0110{generation}"),  // some
-        &run,                          // fixed array
-        "0103",                        // held
-        "0103",                        // last incarnation
-        "01",                          // role epoch
-        "fb2c01",                      // acknowledged: 300
-        "00",                          // no resync
-        "01",                          // one disk
-        "00",                          // index
-        "03736461",                    // sda
-        "fc00000040",                  // 1 GiB
-        "fb0002",                      // 512
-        "05302e312e30",                // 0.1.0
-        "026462",                      // db
+        "55000000",                   // length
+        "00",                         // variant: hello
+        "01",                         // protocol version
+        &format!("10{machine}"),      // 16 bytes
+        &format!("0110{generation}"), // some
+        &run,                         // fixed array
+        "0103",                       // held
+        "0103",                       // last incarnation
+        "01",                         // role epoch
+        "fb2c01",                     // acknowledged: 300
+        "00",                         // no resync
+        "01",                         // one disk
+        "00",                         // index
+        "03736461",                   // sda
+        "fc00000040",                 // 1 GiB
+        "fb0002",                     // 512
+        "05302e312e30",               // 0.1.0
+        "026462",                     // db
     ];
     assert_eq!(hex, expected.concat());
 }
