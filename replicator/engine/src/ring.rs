@@ -5,8 +5,6 @@ mod blocking;
 mod operation;
 mod queue;
 mod registration;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 

@@ -1,6 +1,12 @@
 //! The same random operations on every storage: io_uring, blocking and lying must agree on every
 //! byte, name and refusal. Prints the seed of a failing run.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "the helpers of a test may panic as the test itself may"
+)]
+
 use std::path::Path;
 use std::sync::Arc;
 
