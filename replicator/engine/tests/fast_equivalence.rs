@@ -19,7 +19,7 @@ use redoubt_engine::lying::LyingStorage;
 use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Storage, WriteRequest};
 use redoubt_engine::uring_directory::{UringOptions, UringStorage};
 
-const RUNS: u64 = 40;
+const RUNS: u64 = 20;
 const STEPS: usize = 60;
 const NAMES: [&str; 4] = ["a", "b", "d/a", "d/b"];
 const SIZES: [u64; 4] = [0, 8192 * 40, 100_000, 3 << 20];

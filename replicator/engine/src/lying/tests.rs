@@ -4,7 +4,8 @@
 use super::*;
 use crate::storage::{BlockFile, Open, ReadRequest, Storage, WriteRequest};
 
-const SIZE: u64 = 64 * 512;
+const LENGTH: usize = 64 * 512;
+const SIZE: u64 = LENGTH as u64;
 const SEEDS: u64 = 100;
 
 fn path() -> &'static Path {
@@ -23,7 +24,7 @@ fn content(storage: &LyingStorage) -> Option<Vec<u8>> {
 fn prepared(seed: u64) -> (LyingStorage, Arc<dyn BlockFile>) {
     let storage = LyingStorage::new(seed);
     let file = storage.open(path(), Open::CreateSparse(SIZE)).unwrap();
-    write(&file, 0, &[1; SIZE as usize]).unwrap();
+    write(&file, 0, &[1; LENGTH]).unwrap();
     file.sync().unwrap();
     storage.sync_directory(Path::new("")).unwrap();
     (storage, file)
@@ -50,8 +51,8 @@ fn unsynced_data_is_kept_lost_or_torn_at_sectors() {
     let (mut kept, mut lost, mut torn) = (0, 0, 0);
     for seed in 0..SEEDS {
         let (storage, file) = prepared(seed);
-        write(&file, 0, &[2; SIZE as usize]).unwrap();
-        assert_eq!(content(&storage).unwrap(), [2; SIZE as usize], "readers see what was written");
+        write(&file, 0, &[2; LENGTH]).unwrap();
+        assert_eq!(content(&storage).unwrap(), [2; LENGTH], "readers see what was written");
         storage.restart();
         let bytes = content(&storage).unwrap();
         for sector in bytes.chunks(512) {
