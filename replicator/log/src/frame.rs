@@ -57,6 +57,11 @@ impl<'a> Frame<'a> {
         Ok(Self { header, bytes })
     }
 
+    /// The checksum that these bytes of a frame should carry; `None` where a header does not fit.
+    pub fn checksum(bytes: &[u8]) -> Option<u32> {
+        (bytes.len() >= FRAME_HEADER_SIZE).then(|| header::checksum_of(bytes))
+    }
+
     /// Its header.
     pub fn header(&self) -> &FrameHeader {
         &self.header
@@ -166,7 +171,7 @@ impl<'a> DecodedFrame<'a> {
 
 /// Decodes a record table that fills `table` exactly and agrees with the header in all that it says
 /// of it.
-pub fn decode_table(header: &FrameHeader, table: &[u8]) -> Result<Vec<PlacedRecord>, FrameError> {
+fn decode_table(header: &FrameHeader, table: &[u8]) -> Result<Vec<PlacedRecord>, FrameError> {
     let disagrees = |what| FrameError::Table { first: header.first, last: header.last, what };
     // The header's parse bounds the count: by the limit, and by the bytes that the table really
     // has.
