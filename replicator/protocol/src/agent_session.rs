@@ -298,15 +298,19 @@ impl<F: Clone> AgentSession<F> {
     ) {
         match (self.state, message) {
             (_, TargetMessage::Refused(refusal)) => self.refused(refusal, now, actions),
+            (State::Greeting { .. }, TargetMessage::Confirm) => {
+                actions.push(AgentAction::SendMessage(connection, AgentMessage::Confirmed));
+            }
             (State::Greeting { .. }, TargetMessage::Welcome(welcome)) => {
                 self.welcomed(connection, welcome, now, actions);
             }
             (State::Streaming { .. }, TargetMessage::Durable { sequence }) => {
                 self.durable(sequence, now, actions);
             }
-            (State::Streaming { .. }, message) if !matches!(message, TargetMessage::Welcome(_)) => {
-                actions.push(AgentAction::Deliver(message));
+            (State::Streaming { .. }, TargetMessage::Welcome(_) | TargetMessage::Confirm) => {
+                self.start_again("the target spoke out of turn", now, actions);
             }
+            (State::Streaming { .. }, message) => actions.push(AgentAction::Deliver(message)),
             _ => self.start_again("the target spoke out of turn", now, actions),
         }
     }

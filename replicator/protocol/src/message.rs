@@ -70,6 +70,8 @@ pub enum AgentMessage {
         /// For the log and the status.
         reason: String,
     },
+    /// Answer to [`TargetMessage::Confirm`].
+    Confirmed,
 }
 
 /// From the target to the agent.
@@ -125,6 +127,9 @@ pub enum TargetMessage {
         /// The point and the size of the disk at it, or why there is none.
         result: Result<OpenedPoint, String>,
     },
+    /// Answer to a hello that may be admitted: say that you still live. Without it, a hello that a dead run
+    /// left in the network would fence the run that lives.
+    Confirm,
 }
 
 /// Pairs an answer with its question; counted by the side that asks, per connection.

@@ -1,7 +1,7 @@
 //! The target's end of one machine's sessions: admits one connection, fences all older runs, puts frames in
 //! order. Pure: events in, actions out; it never opens a socket, a file, or a frame.
 //!
-//! Order of an admission: hello → `Fence` (the driver stores the new incarnation, and sees to it that nothing
+//! Order of an admission: hello → confirm → confirmed (the sender lives: a dead run's hello fences nobody) → `Fence` (the driver stores the new incarnation, and sees to it that nothing
 //! appended earlier becomes durable any more) → `Fenced` with the durable position → welcome.
 
 mod admission;
@@ -67,6 +67,8 @@ pub struct TargetSession<F> {
     past: TargetPast,
     durable: Sequence,
     state: State,
+    /// Who said hello last and has not confirmed it; the present session goes on meanwhile.
+    candidate: Option<(ConnectionId, Box<Hello>)>,
     waiting: reorder::Waiting<F>,
 }
 
@@ -76,7 +78,7 @@ impl<F> TargetSession<F> {
     /// A machine as the store left it, with nobody connected.
     pub fn new(machine: MachineId, past: TargetPast, durable: Sequence) -> Self {
         let waiting = reorder::Waiting::default();
-        Self { machine, past, durable, state: State::Offline, waiting }
+        Self { machine, past, durable, state: State::Offline, candidate: None, waiting }
     }
 
     /// The connection whose frames are taken, if there is one.
@@ -130,6 +132,7 @@ impl<F> TargetSession<F> {
                 self.drop_session(refusal.code, refusal.text, &mut actions);
             }
             TargetEvent::Disconnected(connection) => {
+                self.candidate.take_if(|(theirs, _)| *theirs == connection);
                 if self.connection() == Some(connection) {
                     self.go_offline(&mut actions);
                 }
@@ -158,6 +161,7 @@ impl<F> TargetSession<F> {
                 let text = "a second hello on one connection".to_owned();
                 self.drop_session(RefusalCode::Malformed, text, actions);
             }
+            AgentMessage::Confirmed if !ours => self.confirmed(connection, actions),
             // A connection that was replaced has nothing to say any more.
             _ if !ours => {}
             message if self.streaming().is_some() => actions.push(TargetAction::Deliver(message)),
@@ -169,6 +173,20 @@ impl<F> TargetSession<F> {
     }
 
     fn hello(&mut self, connection: ConnectionId, hello: Box<Hello>, actions: &mut Actions<F>) {
+        match self.past.admit(self.machine, &hello, self.durable) {
+            Ok(_) => {
+                self.candidate = Some((connection, hello));
+                actions.push(TargetAction::Send(connection, TargetMessage::Confirm));
+            }
+            Err(refusal) => refuse(connection, refusal, actions),
+        }
+    }
+
+    fn confirmed(&mut self, connection: ConnectionId, actions: &mut Actions<F>) {
+        let Some((_, hello)) = self.candidate.take_if(|(theirs, _)| *theirs == connection) else {
+            return;
+        };
+        // Another may have been admitted since the hello.
         let admission = match self.past.admit(self.machine, &hello, self.durable) {
             Ok(admission) => admission,
             Err(refusal) => {
