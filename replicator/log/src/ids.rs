@@ -99,10 +99,9 @@ number_newtype!(
     WallTime
 );
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 /// A disk of a machine: below [`DiskIndex::LIMIT`].
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize,
-)]
+#[derive(Encode, Decode, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DiskIndex(pub u8);
 
