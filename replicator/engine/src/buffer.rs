@@ -1,5 +1,5 @@
-//! Memory that block devices take without copying: aligned, zeroed, owned; and a bounded pool of it.
-//! Must never hand out memory that was not initialised, nor free any that a ring still holds.
+//! Memory that block devices take without copying: aligned, zeroed, owned; and a bounded pool of
+//! it. Must never hand out memory that was not initialised, nor free any that a ring still holds.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
@@ -26,7 +26,8 @@ pub struct AlignedBuffer {
     length: usize,
 }
 
-// SAFETY: the buffer owns its memory alone and has no interior mutability, as a `Box<[u8]>` has not.
+// SAFETY: the buffer owns its memory alone and has no interior mutability, as a `Box<[u8]>` has
+// not.
 unsafe impl Send for AlignedBuffer {}
 // SAFETY: as above: shared references only read.
 unsafe impl Sync for AlignedBuffer {}
@@ -56,8 +57,8 @@ impl AlignedBuffer {
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
         if self.length > 0 {
-            // SAFETY: `start` came from `alloc_zeroed` with this very layout, and is freed once: the
-            // buffer owns it and is not cloned.
+            // SAFETY: `start` came from `alloc_zeroed` with this very layout, and is freed once:
+            // the buffer owns it and is not cloned.
             unsafe { dealloc(self.start.as_ptr(), Self::layout(self.length)) }
         }
     }
@@ -116,8 +117,8 @@ impl BufferPool {
         BufferPool { shared: Arc::new(shared) }
     }
 
-    /// A buffer, or `None` while all are out: the bound is the caller's memory budget. It holds what
-    /// its last user left.
+    /// A buffer, or `None` while all are out: the bound is the caller's memory budget. It holds
+    /// what its last user left.
     pub fn take(&self) -> Option<Buffer> {
         let (index, memory) = self.free().pop()?;
         Some(Buffer { memory, index, pool: self.clone() })

@@ -18,7 +18,8 @@ use crate::storage::{BlockFile, Open, ReadRequest, Result, Storage, StorageError
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// Zeros are written from a buffer of this size where a range cannot be punched: large enough that
-/// the calls do not count, small enough to be static. Aligned, so that direct I/O takes it as it is.
+/// the calls do not count, small enough to be static. Aligned, so that direct I/O takes it as it
+/// is.
 static ZEROS: Zeros = Zeros([0; 64 * 1024]);
 
 #[repr(align(4096))]
@@ -192,7 +193,8 @@ impl DirectoryFile {
         if self.is_device {
             return Ok(Some((offset, self.size - offset)));
         }
-        // Both seeks are absolute and reads name their offsets, so threads may share the descriptor.
+        // Both seeks are absolute and reads name their offsets, so threads may share the
+        // descriptor.
         let start = match lseek(&self.file, to_i64(offset)?, Whence::SeekData) {
             Ok(start) => to_u64(start)?,
             Err(Errno::ENXIO) => return Ok(None),

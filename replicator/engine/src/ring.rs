@@ -1,5 +1,5 @@
-//! I/O by io_uring. A buffer belongs to the ring from `submit` to its completion, by type; dropping a
-//! ring waits for the kernel. Must never free or show memory that the kernel may still touch.
+//! I/O by io_uring. A buffer belongs to the ring from `submit` to its completion, by type; dropping
+//! a ring waits for the kernel. Must never free or show memory that the kernel may still touch.
 
 mod blocking;
 mod operation;
@@ -130,10 +130,10 @@ impl BlockQueue for Ring {
             done: 0,
             retries: 0,
         };
-        // SAFETY: the memory is the operation's own buffer, which lies in `slots` from here until the
-        // kernel has completed the transfer: `reap` takes it out only then, `drop` waits for that,
-        // and nothing touches the bytes meanwhile. The buffer is on the heap, so moving its owner
-        // moves no byte. `check` has compared the length with the buffer's.
+        // SAFETY: the memory is the operation's own buffer, which lies in `slots` from here until
+        // the kernel has completed the transfer: `reap` takes it out only then, `drop` waits for
+        // that, and nothing touches the bytes meanwhile. The buffer is on the heap, so moving its
+        // owner moves no byte. `check` has compared the length with the buffer's.
         let pushed = unsafe { self.queue.push(slot as u64, &transfer) };
         if let Err(source) = pushed {
             self.vacant.push(slot);

@@ -58,7 +58,8 @@ pub trait BlockFile: Send + Sync {
     fn read(&self, batch: &mut [ReadRequest<'_>]) -> Result<()>;
     /// Writes the whole batch, in any order; not durable before `sync`.
     fn write(&self, batch: &[WriteRequest<'_>]) -> Result<()>;
-    /// Makes the range read as zeros, giving its space back where it can; not durable before `sync`.
+    /// Makes the range read as zeros, giving its space back where it can; not durable before
+    /// `sync`.
     fn zero(&self, offset: u64, length: u64) -> Result<()>;
     /// The next range at or after `offset` that may hold other bytes than zero: `(offset, length)`.
     /// A block device cannot say: it returns all the rest.

@@ -1,16 +1,16 @@
 //! A directory tree whose batches run through io_uring, around the page cache where they may. Must
 //! never let a batch call end while the kernel still holds a slice of its caller.
 //!
-//! A file is read and written either wholly around the page cache or wholly through it, decided when
-//! it is opened, so that no byte has two truths: around it where `direct` was asked for, the file
-//! system agrees and the size is whole blocks (a last part of a block cannot be written directly).
-//! Around the cache, requests at whole blocks from aligned memory go to the disk as they are; others
-//! are carried over aligned memory, and parts of blocks are written by reading the block and writing
-//! it back, alone on that file handle. Two handles of one file must not write into the same block at
-//! once.
+//! A file is read and written either wholly around the page cache or wholly through it, decided
+//! when it is opened, so that no byte has two truths: around it where `direct` was asked for, the
+//! file system agrees and the size is whole blocks (a last part of a block cannot be written
+//! directly). Around the cache, requests at whole blocks from aligned memory go to the disk as they
+//! are; others are carried over aligned memory, and parts of blocks are written by reading the
+//! block and writing it back, alone on that file handle. Two handles of one file must not write
+//! into the same block at once.
 //!
-//! Rings: each call takes an idle one, or builds one, and gives it back, so that threads neither wait
-//! for each other nor own rings: as many exist as calls have ever run at once.
+//! Rings: each call takes an idle one, or builds one, and gives it back, so that threads neither
+//! wait for each other nor own rings: as many exist as calls have ever run at once.
 
 use std::io;
 use std::os::fd::AsFd;

@@ -35,8 +35,8 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Operations on paths that contain `path` fail with EIO. A failing sync gives up what it should
-    /// have made durable: readers still see it, and later syncs succeed without it.
+    /// Operations on paths that contain `path` fail with EIO. A failing sync gives up what it
+    /// should have made durable: readers still see it, and later syncs succeed without it.
     pub fn eio(path: impl Into<String>) -> Self {
         Self::new(Harm::Eio, path.into())
     }

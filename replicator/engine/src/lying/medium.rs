@@ -128,8 +128,8 @@ impl Medium {
         self.unsynced.clear();
     }
 
-    /// What Linux does when a sync fails: the pages are taken for clean, readers still see them, and
-    /// the next sync succeeds without them.
+    /// What Linux does when a sync fails: the pages are taken for clean, readers still see them,
+    /// and the next sync succeeds without them.
     pub(super) fn sync_failed(&mut self) {
         for (sector, versions) in std::mem::take(&mut self.unsynced) {
             self.forgotten.entry(sector).or_insert(versions);
@@ -195,7 +195,8 @@ pub(super) fn no_space() -> io::Error {
     io::Error::from_raw_os_error(libc::ENOSPC)
 }
 
-/// Splits a range at sectors: the sector, the first byte in it, and the range of the caller's bytes.
+/// Splits a range at sectors: the sector, the first byte in it, and the range of the caller's
+/// bytes.
 fn pieces(
     offset: u64,
     length: usize,

@@ -211,8 +211,9 @@ impl Queue {
         }
     }
 
-    /// Moves the bytes of all pieces, at most `depth` at a time, and returns when the last has ended.
-    /// After an error no further ones are started; the first error is returned with its piece.
+    /// Moves the bytes of all pieces, at most `depth` at a time, and returns when the last has
+    /// ended. After an error no further ones are started; the first error is returned with its
+    /// piece.
     pub(crate) fn run(
         &mut self,
         file: BorrowedFd<'_>,
@@ -231,7 +232,8 @@ impl Queue {
                 let Some(index) = waiting.pop_front() else { break };
                 // SAFETY: the memory is borrowed by `pieces`, mutably where it is read into, for
                 // longer than this call; `settling` does not let the call end before the kernel
-                // holds nothing; and this function touches no byte of it. `file` is borrowed as long.
+                // holds nothing; and this function touches no byte of it. `file` is borrowed as
+                // long.
                 if let Err(error) = unsafe { settling.queue.push(index as u64, &transfers[index]) }
                 {
                     failed = Some((index, error));
