@@ -169,10 +169,9 @@ fn a_frame_of_any_other_length_is_refused() {
 fn hostile_headers_are_refused_before_anything_is_allocated() {
     let frame = sealed(&[write(0, (0..80).collect()), write(9, vec![1; 9])], 5);
     let most = u32::MAX.to_le_bytes();
-    let hostile: [(usize, &[u8]); 15] = [
+    let hostile: [(usize, &[u8]); 14] = [
         (6, &[8, 0]),
         (56, &9_u64.to_le_bytes()),
-        (56, &5_u64.to_le_bytes()[..0]),
         (64, &u64::MAX.to_le_bytes()),
         (64, &5_u64.to_le_bytes()),
         (72, &5_u64.to_le_bytes()),
@@ -186,7 +185,7 @@ fn hostile_headers_are_refused_before_anything_is_allocated() {
         (120, &[2]),
         (123, &[1]),
     ];
-    for (at, field) in hostile.into_iter().filter(|(_, field)| !field.is_empty()) {
+    for (at, field) in hostile {
         let error = FrameHeader::parse(&forged(&frame, at, field)).unwrap_err();
         assert!(matches!(error, FrameError::Header { .. }), "at {at}: {error}");
     }
