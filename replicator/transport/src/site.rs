@@ -1,0 +1,306 @@
+//! A site's identity at its target, on disk: the authority, the invitations and the machines that joined.
+//! Several processes may use one directory at a time; a token is never good twice, whatever is cut when.
+//!
+//! ```text
+//! <directory>/             0700
+//!   identity/              made once, whole, under another name, then renamed
+//!     version  authority.{cert,key}.pem  server.{cert,key}.pem
+//!   tokens/<id>            an invitation: hash of its secret, expiry, name
+//!   tokens/<id>.used       who used it; created before anything is answered, and never twice
+//!   machines/<machine id>  name and frame key of a machine that joined
+//! ```
+
+use crate::certificate::{self, Pair};
+use crate::enrol::{EnrolAnswer, EnrolRefusal, EnrolRefusalCode, EnrolRequest};
+use crate::error::{Result, TransportError};
+use crate::files;
+use crate::token::Token;
+use redoubt_log::MachineId;
+use redoubt_log::codec::{decode_bounded, encode_bounded};
+use redoubt_log::frame::FrameKey;
+use redoubt_protocol::Name;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use subtle::ConstantTimeEq;
+
+/// Version of the directory and of each record in it. Version 1: the first.
+const VERSION: u32 = 1;
+
+/// Largest record in bytes: a name and a few hashes.
+const RECORD_LIMIT: usize = 4096;
+
+/// A site's identity at its target.
+pub struct Site {
+    directory: PathBuf,
+    authority: Pair,
+    server: Pair,
+}
+
+/// A machine that joined the site.
+#[derive(Clone, Debug)]
+pub struct EnrolledMachine {
+    /// For ever.
+    pub machine: MachineId,
+    /// Its name: the inviter's choice, else its host name as far as that is one.
+    pub name: Name,
+    /// Proves its frames.
+    pub frame_key: FrameKey,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TokenRecord {
+    version: u32,
+    secret_hash: [u8; 32],
+    expires_seconds: u64,
+    machine: Option<Name>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct UsedRecord {
+    version: u32,
+    key_hash: [u8; 32],
+    machine: MachineId,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MachineRecord {
+    version: u32,
+    name: Name,
+    frame_key: [u8; 32],
+}
+
+impl Site {
+    /// Opens the site's identity, or makes it where there is none.
+    pub fn open_or_create(directory: &Path) -> Result<Self> {
+        Self::open_or_create_until(directory, certificate::end_of_validity())
+    }
+
+    pub(crate) fn open_or_create_until(directory: &Path, until: SystemTime) -> Result<Self> {
+        files::create_directory(directory)?;
+        files::create_directory(&directory.join("tokens"))?;
+        files::create_directory(&directory.join("machines"))?;
+        if !directory.join("identity").exists() {
+            create_identity(directory, until)?;
+        }
+        Self::open(directory)
+    }
+
+    /// Opens a site's identity that is there, e.g. beside a running target.
+    pub fn open(directory: &Path) -> Result<Self> {
+        let identity = directory.join("identity");
+        let version = files::load_text(&identity.join("version"))?;
+        if version.trim() != VERSION.to_string() {
+            let what = format!("version {} is not known to this release", version.trim());
+            return Err(TransportError::Damaged { path: identity, what });
+        }
+        let pair = |name: &str| -> Result<Pair> {
+            Ok(Pair {
+                certificate: files::load_text(&identity.join(format!("{name}.cert.pem")))?,
+                key: files::load_text(&identity.join(format!("{name}.key.pem")))?,
+            })
+        };
+        let (authority, server) = (pair("authority")?, pair("server")?);
+        Ok(Self { directory: directory.to_owned(), authority, server })
+    }
+
+    /// Invites one machine to the target at `address` (host and port, as machines reach it).
+    pub fn invite(&self, address: &str, machine: Option<Name>, expires: Duration) -> Result<Token> {
+        let authority = certificate::der(&self.authority.certificate)?;
+        let token = Token {
+            address: address.to_owned(),
+            fingerprint: certificate::fingerprint(&authority),
+            id: rand::random(),
+            secret: rand::random(),
+            machine: machine.clone(),
+        };
+        let record = TokenRecord {
+            version: VERSION,
+            secret_hash: secret_hash(&token.secret),
+            expires_seconds: seconds_now().saturating_add(expires.as_secs()),
+            machine,
+        };
+        create_record(&self.token_path(&token.id, ""), &record)?;
+        Ok(token)
+    }
+
+    /// The machines that joined, by their ids.
+    pub fn machines(&self) -> Result<Vec<EnrolledMachine>> {
+        let directory = self.directory.join("machines");
+        let entries = fs::read_dir(&directory).map_err(files::failed(&directory, "list"))?;
+        let mut machines = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(files::failed(&directory, "list"))?;
+            let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            if let Some(id) = id {
+                machines.extend(self.machine(id)?);
+            }
+        }
+        machines.sort_by_key(|machine| machine.machine);
+        Ok(machines)
+    }
+
+    /// A machine that joined, or `None`.
+    pub fn machine(&self, machine: MachineId) -> Result<Option<EnrolledMachine>> {
+        let record: Option<MachineRecord> = load_record(&self.machine_path(machine))?;
+        Ok(record.map(|record| EnrolledMachine {
+            machine,
+            name: record.name,
+            frame_key: FrameKey::new(record.frame_key),
+        }))
+    }
+
+    /// Shuts a machine out: its certificate is worth nothing from here on.
+    pub fn remove_machine(&self, machine: MachineId) -> Result<()> {
+        let path = self.machine_path(machine);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(files::failed(&path, "remove")(error))
+            }
+            _ => files::sync_parent(&path),
+        }
+    }
+
+    pub(crate) fn authority(&self) -> &Pair {
+        &self.authority
+    }
+
+    pub(crate) fn server(&self) -> &Pair {
+        &self.server
+    }
+
+    /// Takes a machine in, if its token is good. The token is used up on disk before the answer exists; the same
+    /// key with the same token gets the same answer again, in case the first was lost.
+    pub(crate) fn enrol(
+        &self,
+        request: &EnrolRequest,
+    ) -> Result<std::result::Result<EnrolAnswer, EnrolRefusal>> {
+        use EnrolRefusalCode::{Expired, Malformed, Unknown, Used, WrongSecret};
+        let refuse = |code, text: &str| Ok(Err(EnrolRefusal { code, text: text.to_owned() }));
+        let again = "make a new one with `redoubt invite`";
+        let Some(token) = load_record::<TokenRecord>(&self.token_path(&request.token_id, ""))?
+        else {
+            return refuse(Unknown, &format!("the token is not known here; {again}"));
+        };
+        let given = secret_hash(&request.secret);
+        if !bool::from(given.ct_eq(&token.secret_hash)) {
+            return refuse(WrongSecret, &format!("the token's secret is wrong; {again}"));
+        }
+        let Ok(key_hash) = certificate::requested_key(&request.certificate_request) else {
+            return refuse(Malformed, "the certificate request cannot be read");
+        };
+        let used_path = self.token_path(&request.token_id, ".used");
+        if token.expires_seconds <= seconds_now()
+            && load_record::<UsedRecord>(&used_path)?.is_none()
+        {
+            return refuse(Expired, &format!("the token has expired; {again}"));
+        }
+        let name = match token.machine.or_else(|| as_name(&request.host_name)) {
+            Some(name) => name,
+            None => return refuse(Malformed, "the host name is no name: invite with --machine"),
+        };
+        let claim = UsedRecord { version: VERSION, key_hash, machine: MachineId::random() };
+        create_record(&used_path, &claim)?;
+        let used = load_record::<UsedRecord>(&used_path)?.unwrap_or(claim);
+        if used.key_hash != key_hash {
+            return refuse(Used, &format!("the token was used by another machine; {again}"));
+        }
+        self.answer(request, used.machine, name).map(Ok)
+    }
+
+    fn answer(
+        &self,
+        request: &EnrolRequest,
+        machine: MachineId,
+        name: Name,
+    ) -> Result<EnrolAnswer> {
+        let record = MachineRecord { version: VERSION, name, frame_key: rand::random() };
+        let path = self.machine_path(machine);
+        create_record(&path, &record)?;
+        let record = load_record::<MachineRecord>(&path)?.unwrap_or(record);
+        let certificate = certificate::sign_machine(
+            &self.authority,
+            &request.certificate_request,
+            machine,
+            certificate::end_of_validity(),
+        )?;
+        Ok(EnrolAnswer {
+            machine,
+            name: record.name,
+            certificate,
+            authority: self.authority.certificate.clone(),
+            frame_key: record.frame_key,
+        })
+    }
+
+    fn token_path(&self, id: &[u8; 16], suffix: &str) -> PathBuf {
+        let id = uuid::Uuid::from_bytes(*id).simple();
+        self.directory.join("tokens").join(format!("{id}{suffix}"))
+    }
+
+    fn machine_path(&self, machine: MachineId) -> PathBuf {
+        self.directory.join("machines").join(machine.to_string())
+    }
+}
+
+fn create_identity(directory: &Path, until: SystemTime) -> Result<()> {
+    let authority = certificate::new_authority(until)?;
+    let server = certificate::new_server(&authority, until)?;
+    let unique = uuid::Uuid::new_v4().simple().to_string();
+    let beside = directory.join(format!(".identity-{unique}"));
+    files::create_directory(&beside)?;
+    for (name, text) in [
+        ("authority.cert.pem", &authority.certificate),
+        ("authority.key.pem", &authority.key),
+        ("server.cert.pem", &server.certificate),
+        ("server.key.pem", &server.key),
+        ("version", &format!("{VERSION}\n")),
+    ] {
+        files::replace(&beside.join(name), text.as_bytes())?;
+    }
+    let identity = directory.join("identity");
+    if let Err(error) = fs::rename(&beside, &identity) {
+        // Another process was faster: its identity counts.
+        fs::remove_dir_all(&beside).map_err(files::failed(&beside, "remove"))?;
+        if !identity.exists() {
+            return Err(files::failed(&identity, "create")(error));
+        }
+    }
+    files::sync_parent(&identity)
+}
+
+fn create_record<T: Serialize>(path: &Path, record: &T) -> Result<bool> {
+    let bytes = encode_bounded(record, RECORD_LIMIT)
+        .map_err(|error| TransportError::setup("encode a record", error))?;
+    files::create(path, &bytes)
+}
+
+fn load_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Some(bytes) = files::load(path)? else { return Ok(None) };
+    // The version stands first in every record.
+    let damaged = |what: String| TransportError::Damaged { path: path.to_owned(), what };
+    match bytes.first() {
+        Some(version) if u32::from(*version) == VERSION => {}
+        version => return Err(damaged(format!("version {version:?} is not known"))),
+    }
+    decode_bounded(&bytes, RECORD_LIMIT).map(Some).map_err(|error| damaged(error.to_string()))
+}
+
+fn secret_hash(secret: &[u8; 16]) -> [u8; 32] {
+    *blake3::hash(secret).as_bytes()
+}
+
+/// The host name as a machine's name: without its domain, in small letters.
+fn as_name(host_name: &str) -> Option<Name> {
+    let first = host_name.split('.').next().unwrap_or_default();
+    first.to_ascii_lowercase().parse().ok()
+}
+
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! Tokens are good once, whatever happens when; and every refusal has its own reason.
+
+use super::*;
+use std::os::unix::fs::PermissionsExt;
+
+fn request(token: &Token, key: &str) -> EnrolRequest {
+    EnrolRequest {
+        protocol_version: redoubt_protocol::PROTOCOL_VERSION,
+        token_id: token.id,
+        secret: token.secret,
+        certificate_request: certificate::request(key).unwrap(),
+        host_name: "DB-1.example.org".into(),
+    }
+}
+
+fn refused(site: &Site, request: &EnrolRequest) -> EnrolRefusalCode {
+    site.enrol(request).unwrap().err().unwrap().code
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_token_is_good_for_one_key_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::open_or_create(directory.path()).unwrap();
+    // The token is made beside the running target.
+    let token = Site::open(directory.path()).unwrap().invite("t:1", None, HOUR).unwrap();
+    let key = certificate::new_machine_key().unwrap();
+    let first = site.enrol(&request(&token, &key)).unwrap().ok().unwrap();
+    let again = site.enrol(&request(&token, &key)).unwrap().ok().unwrap();
+    assert_eq!(first.machine, again.machine);
+    assert_eq!(first.frame_key, again.frame_key);
+    assert_eq!(first.name.as_str(), "db-1");
+    let other = certificate::new_machine_key().unwrap();
+    assert_eq!(refused(&site, &request(&token, &other)), EnrolRefusalCode::Used);
+    let reopened = Site::open_or_create(directory.path()).unwrap();
+    assert_eq!(refused(&reopened, &request(&token, &other)), EnrolRefusalCode::Used);
+    let machines = reopened.machines().unwrap();
+    assert_eq!(machines.len(), 1);
+    assert_eq!(machines[0].machine, first.machine);
+}
+
+#[test]
+fn two_machines_race_for_one_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::open_or_create(directory.path()).unwrap();
+    let token = site.invite("t:1", Some("db".parse().unwrap()), HOUR).unwrap();
+    let requests: Vec<_> =
+        (0..8).map(|_| request(&token, &certificate::new_machine_key().unwrap())).collect();
+    let site = &site;
+    let taken: usize = std::thread::scope(|scope| {
+        let tries: Vec<_> = requests
+            .iter()
+            .map(|request| scope.spawn(move || site.enrol(request).unwrap().is_ok()))
+            .collect();
+        tries.into_iter().map(|one| usize::from(one.join().unwrap())).sum()
+    });
+    assert_eq!(taken, 1);
+    assert_eq!(site.machines().unwrap().len(), 1);
+}
+
+#[test]
+fn every_refusal_has_its_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::open_or_create(directory.path()).unwrap();
+    let key = certificate::new_machine_key().unwrap();
+    let expired = site.invite("t:1", None, Duration::ZERO).unwrap();
+    assert_eq!(refused(&site, &request(&expired, &key)), EnrolRefusalCode::Expired);
+    let token = site.invite("t:1", None, HOUR).unwrap();
+    let mut wrong = request(&token, &key);
+    wrong.secret[0] ^= 1;
+    assert_eq!(refused(&site, &wrong), EnrolRefusalCode::WrongSecret);
+    let mut unknown = request(&token, &key);
+    unknown.token_id[0] ^= 1;
+    assert_eq!(refused(&site, &unknown), EnrolRefusalCode::Unknown);
+    let mut malformed = request(&token, &key);
+    malformed.certificate_request.truncate(40);
+    assert_eq!(refused(&site, &malformed), EnrolRefusalCode::Malformed);
+    let mut nameless = request(&token, &key);
+    nameless.host_name = "-".into();
+    assert_eq!(refused(&site, &nameless), EnrolRefusalCode::Malformed);
+    // None of these used the token up.
+    assert!(site.enrol(&request(&token, &key)).unwrap().is_ok());
+}
+
+#[test]
+fn secrets_are_for_their_owner_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("site");
+    let site = Site::open_or_create(&root).unwrap();
+    site.invite("t:1", None, HOUR).unwrap();
+    let mut waiting = vec![root];
+    let mut files = 0;
+    while let Some(path) = waiting.pop() {
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{}", path.display());
+        if path.is_dir() {
+            waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else {
+            files += 1;
+        }
+    }
+    assert_eq!(files, 6);
+}
+
+#[test]
+fn a_damaged_record_is_an_error_not_a_guess() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::open_or_create(directory.path()).unwrap();
+    let machine = MachineId::random();
+    fs::write(site.machine_path(machine), [1, 2, 3]).unwrap();
+    assert!(matches!(site.machine(machine), Err(TransportError::Damaged { .. })));
+    fs::write(site.machine_path(machine), [9]).unwrap();
+    assert!(matches!(site.machine(machine), Err(TransportError::Damaged { .. })));
+}
