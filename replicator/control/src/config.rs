@@ -158,7 +158,8 @@ mod tests {
         let target: TargetFile = parse(
             Path::new("t"),
             "data = \"/srv\"\nlisten = \"0.0.0.0:7401\"\nadvertise = \"h.example:7401\"\n\
-             point_interval = \"5s\"\nkeep = \"30d\"\njournal_keep = \"0s\"\njournal_budget = \"1GiB\"\n\
+             point_interval = \"5s\"\n\
+             keep = \"30d\"\njournal_keep = \"0s\"\njournal_budget = \"1GiB\"\n\
              runtime_dir = \"/run/x\"\n",
         )
         .unwrap();

@@ -1,0 +1,35 @@
+//! One module a command: its options, what it asks, what it prints.
+
+#[cfg(feature = "agent")]
+pub mod agent;
+pub mod copy_out;
+#[cfg(feature = "agent")]
+pub mod disks;
+#[cfg(feature = "target")]
+pub mod invite;
+pub mod mark;
+#[cfg(feature = "target")]
+pub mod master_target;
+pub mod points;
+pub mod status;
+
+use crate::arguments::{Arguments, Command};
+use redoubt_control::ExitStatus;
+
+/// Runs the command that was given.
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
+    match &arguments.command {
+        #[cfg(feature = "target")]
+        Command::MasterTarget(command) => master_target::run(command, arguments),
+        #[cfg(feature = "target")]
+        Command::Invite(command) => invite::run(command),
+        #[cfg(feature = "agent")]
+        Command::Agent(command) => agent::run(command, arguments),
+        #[cfg(feature = "agent")]
+        Command::Disks(command) => disks::run(command),
+        Command::Status(command) => status::run(command, &arguments.runtime(None)),
+        Command::Mark(command) => mark::run(command, &arguments.runtime(None)),
+        Command::Points(command) => points::run(command, &arguments.runtime(None)),
+        Command::CopyOut(command) => copy_out::run(command, &arguments.runtime(None)),
+    }
+}

@@ -1,0 +1,42 @@
+//! `redoubt invite`: a token for one machine. The token is the last line of standard output.
+
+use crate::{output, roles};
+use clap::Args;
+use redoubt_control::{ExitStatus, InviteOptions, Name, Span};
+use std::path::PathBuf;
+
+/// Make a token with which one machine joins this site.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Make a token with which one machine joins this site.\n\n\
+        Works beside a running target or without one. The token holds the target's address and \
+        fingerprint and a secret that works once: treat it like a password. It is the last line \
+        of standard output.",
+    after_long_help = "Example: invite a machine without showing the token to anyone\n  \
+        redoubt invite --machine web-01 | ssh web-01 redoubt agent --token-file - --disk /dev/sda"
+)]
+pub struct Invite {
+    /// The target's data directory.
+    #[arg(long, value_name = "DIR", default_value = super::master_target::DATA_DEFAULT)]
+    data: PathBuf,
+
+    /// The name that the machine gets; otherwise its host name.
+    #[arg(long, value_name = "NAME")]
+    machine: Option<Name>,
+
+    /// How long the token can be used.
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    expires: Span,
+}
+
+/// Makes the token.
+pub fn run(command: &Invite) -> anyhow::Result<ExitStatus> {
+    let options = InviteOptions {
+        data: command.data.clone(),
+        machine: command.machine.clone(),
+        expires: command.expires.0,
+    };
+    let token = roles::invite(&options)?;
+    output::print(&format!("{}\n", token.expose()))?;
+    Ok(ExitStatus::Done)
+}

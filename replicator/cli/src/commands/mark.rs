@@ -1,0 +1,51 @@
+//! `redoubt mark`: a recovery point now. Prints its id and nothing else.
+
+use crate::arguments::Address;
+use crate::{output, talk};
+use clap::Args;
+use redoubt_control::{Client, ExitStatus, Request, Response, RuntimeDirectory, Span};
+
+/// Take a recovery point that holds every write completed so far.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Take a recovery point that holds every write completed before the call.\n\n\
+        Waits until the point is durable at the target and prints its id alone. At the timeout \
+        the exit status is 4; the point may still come to be.",
+    after_long_help = "Example: a point before an upgrade, to be copied out if it goes wrong\n  \
+        POINT=$(redoubt mark --label before-upgrade) && apt-get upgrade"
+)]
+pub struct Mark {
+    #[command(flatten)]
+    address: Address,
+
+    /// What to call the point.
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+
+    /// How long to wait, as in 500ms, 60s or 5m.
+    #[arg(long, default_value = "60s", value_name = "TIME")]
+    timeout: Span,
+
+    /// Wait until the replica disks hold the point, too.
+    #[arg(long)]
+    applied: bool,
+}
+
+/// Takes the point.
+pub fn run(command: &Mark, directory: &RuntimeDirectory) -> anyhow::Result<ExitStatus> {
+    let role = talk::choose(directory, command.address.side)?;
+    let request = Request::Mark {
+        machine: command.address.machine.clone(),
+        label: command.label.clone(),
+        timeout: command.timeout,
+        applied: command.applied,
+    };
+    let client = Client::connect(directory, role)?;
+    // The role watches the timeout itself; ours is for a role that hangs.
+    let patience = command.timeout.0.saturating_add(talk::PATIENCE);
+    match talk::ask(client, &request, patience, &mut |_| {})? {
+        Response::Marked { point } => output::print(&format!("{point}\n"))?,
+        other => return Err(talk::unexpected(&other)),
+    }
+    Ok(ExitStatus::Done)
+}

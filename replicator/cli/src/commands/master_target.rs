@@ -1,0 +1,163 @@
+//! `redoubt master-target`: starts the role at the second site. Flags beat the file; the rest is
+//! the role's.
+
+use crate::arguments::Arguments;
+use crate::failure::usage;
+use crate::{output, roles};
+use clap::Args;
+use redoubt_control::config::{self, TARGET_FILE, TargetFile};
+use redoubt_control::options::{
+    JOURNAL_BUDGET_BYTES_DEFAULT, JOURNAL_KEEP_DEFAULT, KEEP_DEFAULT, POINT_INTERVAL_DEFAULT,
+};
+use redoubt_control::{ExitStatus, HostPort, Size, Span, TargetOptions};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Where a target keeps everything unless the operator says otherwise.
+pub const DATA_DEFAULT: &str = "/var/lib/redoubt/target";
+
+/// Run the master target: it keeps replica disks and recovery points.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Run the master target: it takes what agents ship, applies it to replica disks \
+        and keeps recovery points.\n\n\
+        The first start makes the site's identity. Replica disks are sparse files below the data \
+        directory. Prints `listening on ADDR:PORT` once it serves, and runs until SIGTERM.",
+    after_long_help = "Examples:\n  \
+        redoubt master-target --listen 10.0.0.7:7401\n  \
+        redoubt master-target --data /srv/replicas --listen 0.0.0.0:7401 \\\n    \
+        --advertise replica.example.org:7401 --point-interval 10s --keep 1d\n\n\
+        Every option may stand in /etc/redoubt/target.toml, too:\n  \
+        listen = \"10.0.0.7:7401\"\n  \
+        keep = \"1d\""
+)]
+pub struct MasterTarget {
+    /// Directory of identity, journals, replica disks and points [default:
+    /// /var/lib/redoubt/target].
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    /// Where agents connect; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+
+    /// What tokens tell agents to connect to; needed where --listen is a wildcard.
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<HostPort>,
+
+    /// Time between two recovery points [default: 5s].
+    #[arg(long, value_name = "TIME")]
+    point_interval: Option<Span>,
+
+    /// How long recovery points are kept [default: 1h].
+    #[arg(long, value_name = "TIME")]
+    keep: Option<Span>,
+
+    /// How long the journal is kept after it was applied [default: 0s].
+    #[arg(long, value_name = "TIME")]
+    journal_keep: Option<Span>,
+
+    /// Journal of one machine beyond which catch-up is applied in steps [default: 4GiB].
+    #[arg(long, value_name = "SIZE")]
+    journal_budget: Option<Size>,
+
+    /// Configuration file [default: /etc/redoubt/target.toml].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the role to its end.
+pub fn run(command: &MasterTarget, arguments: &Arguments) -> anyhow::Result<ExitStatus> {
+    let file = config::load(command.config.as_deref(), Path::new(TARGET_FILE))?;
+    let options = merge(command, file, arguments)?;
+    roles::run_target(options, |address| {
+        if let Err(error) = output::print(&format!("listening on {address}\n")) {
+            tracing::warn!(%error, "nobody reads the address on standard output");
+        }
+    })?;
+    Ok(ExitStatus::Done)
+}
+
+fn merge(
+    command: &MasterTarget,
+    file: TargetFile,
+    arguments: &Arguments,
+) -> anyhow::Result<TargetOptions> {
+    let span = |flag: Option<Span>, file: Option<Span>| flag.or(file).map(|span| span.0);
+    let listen = command.listen.or(file.listen).ok_or_else(|| {
+        usage("where to listen is not known: give --listen ADDR:PORT, such as 10.0.0.7:7401")
+    })?;
+    let advertise = command.advertise.clone().or(file.advertise);
+    if listen.ip().is_unspecified() && advertise.is_none() {
+        return Err(usage(format!(
+            "agents cannot connect to the wildcard {listen}: give --advertise HOST:PORT, too"
+        )));
+    }
+    let point_interval =
+        span(command.point_interval, file.point_interval).unwrap_or(POINT_INTERVAL_DEFAULT);
+    if point_interval.is_zero() {
+        return Err(usage("points cannot be taken every 0s: give a longer --point-interval"));
+    }
+    let budget = command.journal_budget.or(file.journal_budget);
+    Ok(TargetOptions {
+        data: command.data.clone().or(file.data).unwrap_or_else(|| DATA_DEFAULT.into()),
+        listen,
+        advertise,
+        point_interval,
+        keep: span(command.keep, file.keep).unwrap_or(KEEP_DEFAULT),
+        journal_keep: span(command.journal_keep, file.journal_keep).unwrap_or(JOURNAL_KEEP_DEFAULT),
+        journal_budget_bytes: budget.map_or(JOURNAL_BUDGET_BYTES_DEFAULT, |size| size.0),
+        runtime: arguments.runtime(file.runtime_dir),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments::Command;
+    use crate::failure::exit_status;
+    use clap::Parser;
+
+    fn merged(flags: &[&str], file: TargetFile) -> anyhow::Result<TargetOptions> {
+        let words = ["redoubt", "master-target"].iter().chain(flags);
+        let arguments = Arguments::try_parse_from(words).unwrap();
+        let Command::MasterTarget(command) = &arguments.command else { panic!() };
+        merge(command, file, &arguments)
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_manual() {
+        let options = merged(&["--listen", "127.0.0.1:0"], TargetFile::default()).unwrap();
+        assert_eq!(options.data, Path::new("/var/lib/redoubt/target"));
+        assert_eq!((options.point_interval.as_secs(), options.keep.as_secs()), (5, 3600));
+    }
+
+    #[test]
+    fn flags_beat_the_file() {
+        let file = || TargetFile {
+            listen: Some("127.0.0.1:1".parse().unwrap()),
+            keep: Some("2h".parse().unwrap()),
+            runtime_dir: Some("/run/file".into()),
+            ..TargetFile::default()
+        };
+        let from_file = merged(&[], file()).unwrap();
+        assert_eq!((from_file.listen.port(), from_file.keep.as_secs()), (1, 7200));
+        let flags = ["--listen", "127.0.0.1:2", "--keep", "3h", "--runtime-dir", "/run/flag"];
+        let both = merged(&flags, file()).unwrap();
+        assert_eq!((both.listen.port(), both.keep.as_secs()), (2, 3 * 3600));
+        assert_eq!(both.runtime.path(), Path::new("/run/flag"));
+    }
+
+    #[test]
+    fn what_cannot_work_is_a_usage_error() {
+        for (flags, word) in [
+            (&[][..], "--listen"),
+            (&["--listen", "0.0.0.0:7401"], "--advertise"),
+            (&["--listen", "127.0.0.1:1", "--point-interval", "0s"], "--point-interval"),
+        ] {
+            let error = merged(flags, TargetFile::default()).unwrap_err();
+            assert_eq!(exit_status(&error), ExitStatus::Usage);
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! `redoubt points`: what can be gone back to.
+
+use crate::arguments::Address;
+use crate::table::Table;
+use crate::{output, talk};
+use clap::Args;
+use redoubt_control::status::PointStatus;
+use redoubt_control::{Client, ExitStatus, Request, Response, RuntimeDirectory};
+
+/// List the recovery points of a machine, oldest first.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "List the recovery points of a machine, oldest first.\n\n\
+        A point is good for the disks that it names, and complete when those are all of the \
+        machine. It is proven when no loss, gap or unsettled write touches it.",
+    after_long_help = "Examples:\n  \
+        redoubt points --machine web-01\n  \
+        redoubt points --json | jq -r '.[-1].id'"
+)]
+pub struct Points {
+    #[command(flatten)]
+    address: Address,
+
+    /// Print a JSON array.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lists the points.
+pub fn run(command: &Points, directory: &RuntimeDirectory) -> anyhow::Result<ExitStatus> {
+    let role = talk::choose(directory, command.address.side)?;
+    let request = Request::Points { machine: command.address.machine.clone() };
+    let client = Client::connect(directory, role)?;
+    match talk::ask(client, &request, talk::PATIENCE, &mut |_| {})? {
+        Response::Points { points } if command.json => output::print_json(&points)?,
+        Response::Points { points } => output::print(&render(&points))?,
+        other => return Err(talk::unexpected(&other)),
+    }
+    Ok(ExitStatus::Done)
+}
+
+fn render(points: &[PointStatus]) -> String {
+    let mut table =
+        Table::new(["ID", "TAKEN AT", "KIND", "SEQUENCE", "DISKS", "COMPLETE", "PROVEN", "LABEL"]);
+    let yes = |is: bool| String::from(if is { "yes" } else { "no" });
+    for point in points {
+        let disks: Vec<&str> = point.disks.iter().map(|disk| disk.as_str()).collect();
+        table.row([
+            point.id.to_string(),
+            point.taken_at.to_string(),
+            point.kind.to_string(),
+            point.sequence.to_string(),
+            disks.join(","),
+            yes(point.complete),
+            yes(point.proven),
+            output::or_dash(point.label.as_deref().map(output::harmless)),
+        ]);
+    }
+    table.render()
+}

@@ -1,0 +1,211 @@
+//! `redoubt status`: what goes on, for people or programs, once or every second.
+
+use crate::arguments::Side;
+use crate::table::Table;
+use crate::{output, talk};
+use clap::Args;
+use redoubt_control::status::{DiskStatus, MachineStatus, RoleStatus};
+use redoubt_control::{Client, ExitStatus, Request, Response, Role, RuntimeDirectory, SocketError};
+use std::io::{self, IsTerminal};
+use std::thread;
+use std::time::Duration;
+
+/// Show every protected disk: its state, why, and what remains to be done.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Show every protected disk: its state, why, and what remains to be done.\n\n\
+        Where agent and target both run here, both are shown. STATE is initial-sync, streaming, \
+        catch-up, verifying or paused; REASON says why it is not simply streaming. RPO is the age \
+        of what the target holds for certain; that of an idle machine does not grow.",
+    after_long_help = "Examples:\n  \
+        redoubt status --watch\n  \
+        redoubt status --side target --json | jq '.machines[].disks[] | {name, state}'"
+)]
+pub struct Status {
+    /// Show this role only.
+    #[arg(long, value_enum, value_name = "SIDE")]
+    side: Option<Side>,
+
+    /// Show it again every second, until interrupted.
+    #[arg(long)]
+    watch: bool,
+
+    /// Print one JSON object a role and line.
+    #[arg(long)]
+    json: bool,
+}
+
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Shows the status.
+pub fn run(command: &Status, directory: &RuntimeDirectory) -> anyhow::Result<ExitStatus> {
+    let redraw = command.watch && !command.json && io::stdout().is_terminal();
+    loop {
+        let roles = ask(command.side, directory)?;
+        let text = match command.json {
+            true => lines(&roles)?,
+            false => roles.iter().map(render).collect::<Vec<_>>().join("\n"),
+        };
+        match (redraw, command.watch && !command.json) {
+            (true, _) => output::print(&redrawn(&text))?,
+            (false, true) => output::print(&format!("{text}\n"))?,
+            (false, false) => output::print(&text)?,
+        }
+        if !command.watch {
+            return Ok(ExitStatus::Done);
+        }
+        thread::sleep(WATCH_INTERVAL);
+    }
+}
+
+fn ask(side: Option<Side>, directory: &RuntimeDirectory) -> anyhow::Result<Vec<RoleStatus>> {
+    let roles = side.map_or_else(|| vec![Role::Agent, Role::Target], |side| vec![side.into()]);
+    let mut answers = Vec::new();
+    for role in roles {
+        let client = match Client::connect(directory, role) {
+            Err(SocketError::NoRole { .. }) if side.is_none() => continue,
+            client => client?,
+        };
+        match talk::ask(client, &Request::Status, talk::PATIENCE, &mut |_| {})? {
+            Response::Status { status } => answers.push(status),
+            other => return Err(talk::unexpected(&other)),
+        }
+    }
+    if answers.is_empty() { Err(talk::nobody(directory)) } else { Ok(answers) }
+}
+
+fn lines(roles: &[RoleStatus]) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for role in roles {
+        text.push_str(&serde_json::to_string(role)?);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// From the top of the terminal, each line and the rest cleared: no flicker.
+fn redrawn(text: &str) -> String {
+    format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+}
+
+fn render(status: &RoleStatus) -> String {
+    if status.machines.is_empty() {
+        return format!("{}: protects no machine yet\n", status.role);
+    }
+    let mut table = Table::new([
+        "MACHINE",
+        "LINK",
+        "RPO",
+        "DISK",
+        "STATE",
+        "REASON",
+        "REMAINING",
+        "ETA",
+        "CHURN",
+        "SENT",
+        "TRACKER",
+        "ACKED",
+        "POINT",
+    ]);
+    for machine in &status.machines {
+        if machine.disks.is_empty() {
+            table.row(row(machine, None));
+        }
+        for disk in &machine.disks {
+            table.row(row(machine, Some(disk)));
+        }
+    }
+    format!("{}\n{}", status.role, table.render())
+}
+
+fn row(machine: &MachineStatus, disk: Option<&DiskStatus>) -> [String; 13] {
+    let of = |text: fn(&DiskStatus) -> String| output::or_dash(disk.map(text));
+    [
+        machine.name.to_string(),
+        String::from(if machine.connected { "up" } else { "down" }),
+        output::or_dash(machine.rpo_seconds.map(|rpo| format!("{rpo:.1}s"))),
+        of(|disk| disk.name.to_string()),
+        of(|disk| disk.state.to_string()),
+        of(|disk| output::or_dash(disk.reason.as_deref().map(output::harmless))),
+        of(|disk| output::bytes(disk.bytes_remaining)),
+        of(|disk| output::or_dash(disk.eta_seconds.map(output::seconds))),
+        of(|disk| format!("{}/s", output::bytes(disk.churn_bytes_per_second))),
+        of(|disk| format!("{}/s", output::bytes(disk.sent_bytes_per_second))),
+        of(tracker),
+        of(|disk| {
+            let place = |at: redoubt_control::status::PositionStatus| {
+                format!("{}/{}", at.acknowledged, at.sequence)
+            };
+            output::or_dash(disk.position.map(place))
+        }),
+        of(|disk| output::or_dash(disk.last_point)),
+    ]
+}
+
+fn tracker(disk: &DiskStatus) -> String {
+    output::or_dash(disk.tracker.map(|tracker| {
+        let faults = match (tracker.losses, tracker.misses) {
+            (0, 0) => String::new(),
+            (losses, misses) => format!(" ({losses} lost, {misses} missed)"),
+        };
+        format!("{} {}{faults}", tracker.mode, tracker.verdict)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> RoleStatus {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_row_a_disk() {
+        let status = parse(
+            r#"{"role": "agent", "machines": [{
+                "id": "05050505-0505-0505-0505-050505050505", "name": "web-01", "connected": true,
+                "rpo_seconds": 0.25, "disks": [{
+                    "name": "sda", "state": "initial-sync", "reason": null,
+                    "bytes_remaining": 1048576, "eta_seconds": 61, "churn_bytes_per_second": 0,
+                    "sent_bytes_per_second": 2048,
+                    "tracker": {"mode": "data", "losses": 1, "misses": 0, "verdict": "proven"},
+                    "position": null, "replica_path": null, "applied_point": null,
+                    "last_point": null
+                }]
+            }]}"#,
+        );
+        let text = render(&status);
+        let words: Vec<&str> = text.lines().nth(2).unwrap().split("  ").map(str::trim).collect();
+        let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        assert_eq!(
+            words,
+            [
+                "web-01",
+                "up",
+                "0.2s",
+                "sda",
+                "initial-sync",
+                "-",
+                "1.0 MiB",
+                "1m01s",
+                "0 B/s",
+                "2.0 KiB/s",
+                "data proven (1 lost, 0 missed)",
+                "-",
+                "-"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_redraw_clears_what_was_there() {
+        assert_eq!(redrawn("a\nb\n"), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
+    }
+
+    #[test]
+    fn nothing_protected_is_said() {
+        let text = render(&parse(r#"{"role": "target", "machines": []}"#));
+        assert_eq!(text, "target: protects no machine yet\n");
+    }
+}

@@ -1,0 +1,214 @@
+//! The built command as a script sees it: exit statuses, what is on standard output, and a role
+//! played by the test.
+
+use redoubt_control::status::{PointKind, PointStatus, RoleStatus};
+use redoubt_control::{
+    ExitStatus, Handler, Peer, PointSelector, Request, Responder, Response, Role, RuntimeDirectory,
+    Server, UtcTime,
+};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+
+const POINT: &str = "6f2b8f0e-6d3f-4a9e-9c55-0d2c1f8a7b11";
+
+fn redoubt(directory: &Path, words: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_redoubt"));
+    command.arg("--runtime-dir").arg(directory).args(words).env_remove("REDOUBT_LOG");
+    command.output().expect("the command was built")
+}
+
+fn out(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("UTF-8")
+}
+
+fn error(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).expect("UTF-8")
+}
+
+/// Answers as a role would that holds one machine without disks.
+struct Play {
+    role: Role,
+    asked: Mutex<Vec<Request>>,
+}
+
+impl Play {
+    fn answer(&self, request: &Request) -> Response {
+        let point = POINT.parse().expect("a UUID");
+        match request {
+            Request::Status => {
+                Response::Status { status: RoleStatus { role: self.role, machines: vec![] } }
+            }
+            Request::Mark { label: Some(label), .. } if label == "late" => Response::Failed {
+                status: ExitStatus::TimedOut,
+                message: "not durable in time".into(),
+            },
+            Request::Mark { .. } => Response::Marked { point },
+            Request::Points { .. } => Response::Points {
+                points: vec![PointStatus {
+                    id: point,
+                    taken_at: UtcTime::from_nanoseconds(1_700_000_000_000_000_000),
+                    kind: PointKind::CrashConsistent,
+                    label: Some("a\x1bb".into()),
+                    sequence: 7,
+                    disks: vec!["sda".parse().expect("a name")],
+                    complete: true,
+                    proven: true,
+                }],
+            },
+            Request::CopyOut { .. } => Response::CopiedOut { point, bytes: 4096 },
+        }
+    }
+}
+
+impl Handler for Play {
+    fn handle(&self, _: Peer, request: Request, responder: &mut dyn Responder) {
+        if matches!(request, Request::CopyOut { .. }) {
+            let step = Response::Progress { done_bytes: 1, total_bytes: 2 };
+            responder.send(&step).expect("the command listens");
+        }
+        let answer = self.answer(&request);
+        self.asked.lock().expect("no test panicked").push(request);
+        responder.send(&answer).expect("the command listens");
+    }
+}
+
+struct Site {
+    base: tempfile::TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        Self { base: tempfile::tempdir().expect("a directory") }
+    }
+
+    fn play(&self, role: Role) -> (Arc<Play>, Server) {
+        let play = Arc::new(Play { role, asked: Mutex::default() });
+        let directory = RuntimeDirectory::new(self.base.path());
+        let server = Server::start(&directory, role, Arc::clone(&play) as Arc<dyn Handler>);
+        (play, server.expect("a socket"))
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        redoubt(self.base.path(), words)
+    }
+}
+
+#[test]
+fn no_role_is_exit_status_5() {
+    let site = Site::new();
+    let copy = ["copy-out", "--disk", "sda", "--to", "x"];
+    for words in [&["status"][..], &["mark"], &["points"], &copy, &["status", "--side", "agent"]] {
+        let output = site.run(words);
+        assert_eq!(output.status.code(), Some(5), "{words:?}: {}", error(&output));
+        assert_eq!(out(&output), "");
+        assert!(error(&output).contains("is it running") || error(&output).contains("running?"));
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_exit_status_2() {
+    let site = Site::new();
+    for words in [
+        &["frobnicate"][..],
+        &[],
+        &["mark", "--timeout", "60"],
+        &["points", "--machine", "A/B"],
+        &["copy-out", "--disk", "sda"],
+        &["copy-out", "--disk", "sda", "--to", "x", "--point", "newest"],
+    ] {
+        assert_eq!(site.run(words).status.code(), Some(2), "{words:?}");
+    }
+    assert_eq!(site.run(&["--help"]).status.code(), Some(0));
+}
+
+#[cfg(feature = "target")]
+#[test]
+fn a_wrong_configuration_is_exit_status_2_with_its_line() {
+    let site = Site::new();
+    let path = site.base.path().join("target.toml");
+    std::fs::write(&path, "listen = \"127.0.0.1:0\"\nkeeep = \"1h\"\n").expect("a file");
+    let output = site.run(&["master-target", "--config", path.to_str().expect("UTF-8")]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error(&output).contains("target.toml, line 2: unknown field `keeep`"));
+    let wildcard = site.run(&["master-target", "--listen", "0.0.0.0:0"]);
+    assert_eq!(wildcard.status.code(), Some(2));
+}
+
+#[test]
+fn mark_prints_the_id_alone() {
+    let site = Site::new();
+    let (target, _server) = site.play(Role::Target);
+    let output = site.run(&["mark", "--label", "x", "--timeout", "5s", "--machine", "web-01"]);
+    assert_eq!((output.status.code(), out(&output)), (Some(0), &*format!("{POINT}\n")));
+    assert_eq!(
+        *target.asked.lock().expect("no panic"),
+        [Request::Mark {
+            machine: Some("web-01".parse().expect("a name")),
+            label: Some("x".into()),
+            timeout: "5s".parse().expect("a time"),
+            applied: false,
+        }]
+    );
+}
+
+#[test]
+fn a_late_mark_is_exit_status_4() {
+    let site = Site::new();
+    let (_target, _server) = site.play(Role::Target);
+    let output = site.run(&["mark", "--label", "late"]);
+    assert_eq!((output.status.code(), out(&output)), (Some(4), ""));
+    assert_eq!(error(&output), "redoubt: not durable in time\n");
+}
+
+#[test]
+fn status_shows_both_roles_and_acting_prefers_the_target() {
+    let site = Site::new();
+    let (agent, _agent_server) = site.play(Role::Agent);
+    let (target, _target_server) = site.play(Role::Target);
+    let output = site.run(&["status", "--json"]);
+    let lines: Vec<&str> = out(&output).lines().collect();
+    assert_eq!(lines, [r#"{"role":"agent","machines":[]}"#, r#"{"role":"target","machines":[]}"#]);
+    assert_eq!(site.run(&["mark"]).status.code(), Some(0));
+    assert_eq!(site.run(&["mark", "--side", "agent"]).status.code(), Some(0));
+    let marks = |play: &Play| {
+        let asked = play.asked.lock().expect("no panic");
+        asked.iter().filter(|request| matches!(request, Request::Mark { .. })).count()
+    };
+    assert_eq!((marks(&agent), marks(&target)), (1, 1));
+}
+
+#[test]
+fn points_are_an_array_and_a_table_without_control_characters() {
+    let site = Site::new();
+    let (_target, _server) = site.play(Role::Target);
+    let output = site.run(&["points", "--json"]);
+    let points: Vec<PointStatus> = serde_json::from_str(out(&output)).expect("an array of points");
+    assert_eq!(points[0].id.to_string(), POINT);
+    let table = site.run(&["points"]);
+    assert_eq!(out(&table).lines().count(), 2);
+    assert!(out(&table).ends_with("a?b\n"));
+}
+
+#[test]
+fn copy_out_gives_the_role_an_absolute_path() {
+    let site = Site::new();
+    let (target, _server) = site.play(Role::Target);
+    let output = site.run(&["copy-out", "--disk", "sda", "--to", "x.img", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", error(&output));
+    let result: serde_json::Value = serde_json::from_str(out(&output)).expect("JSON");
+    assert_eq!((&result["point"], &result["bytes"]), (&POINT.into(), &4096.into()));
+    let asked = target.asked.lock().expect("no panic");
+    let [Request::CopyOut { to, point, force, .. }] = asked.as_slice() else { panic!("{asked:?}") };
+    assert!(to.is_absolute() && to.ends_with("x.img"));
+    assert_eq!((*point, *force), (PointSelector::Latest, false));
+}
+
+#[test]
+fn a_log_in_json_is_json() {
+    let site = Site::new();
+    let output = site.run(&["--log", "json", "status"]);
+    assert_eq!(output.status.code(), Some(5));
+    let line: serde_json::Value = serde_json::from_str(error(&output)).expect("one JSON object");
+    assert_eq!(line["level"], "ERROR");
+}
