@@ -123,6 +123,31 @@ pub struct Bases {
     pub vmemmap_base: u64,
 }
 
+macro_rules! plain {
+    ($($layout:ident),*) => {$(
+        impl $layout {
+            /// The value as the kernel has it in memory.
+            pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
+                // SAFETY: the layout is integers without padding (its size is asserted to be that of record.h, which
+                // is the sum of its fields), so every byte is initialised.
+                unsafe { std::mem::transmute_copy(self) }
+            }
+
+            /// The value from the kernel's memory.
+            ///
+            /// # Panics
+            /// Where `bytes` is shorter than the layout.
+            pub fn from_bytes(bytes: &[u8]) -> Self {
+                assert!(bytes.len() >= size_of::<Self>(), "a whole {}", stringify!($layout));
+                // SAFETY: as long as the layout, and integers take every bit pattern; no alignment is assumed.
+                unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() }
+            }
+        }
+    )*};
+}
+
+plain!(Record, Slot, Device, Settings, Bases);
+
 const _: () = {
     assert!(size_of::<Record>() == numbers::RECORD_BYTES as usize);
     assert!(size_of::<Slot>() == numbers::SLOT_BYTES as usize);

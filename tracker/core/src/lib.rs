@@ -3,8 +3,12 @@
 
 pub mod attach;
 pub mod bitmap;
+mod canary;
+pub mod device;
 pub mod geometry;
 mod matcher;
+pub mod probe;
+pub mod ring;
 mod rules;
 pub mod sink;
 pub mod source;

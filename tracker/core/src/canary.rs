@@ -1,0 +1,244 @@
+//! The proof at attach: writes to a scratch device of our own must be marked and come back in order with the very
+//! bytes. It must never touch another device, and the scratch device goes with this process at the latest.
+
+use crate::device::BlockDevice;
+use crate::probe::{Attached, Bases, Capability, ProbeError};
+use crate::source::{Array, CaptureMode, ChangeSource, Event, Operation};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use redoubt_log::{ByteRange, DiskIndex};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+/// The last slot: while the canary writes, no disk is tracked yet.
+const SLOT: DiskIndex = DiskIndex(DiskIndex::LIMIT - 1);
+const SCRATCH_BYTES: u64 = 4 << 20;
+/// Direct writes come from memory aligned to this.
+const ALIGNMENT: usize = 4096;
+/// Another process may take the free loop device that we were told of.
+const CONFIGURE_ATTEMPTS: u32 = 16;
+
+/// What is written, in this order: a block, a sector, many pages, and a range given up.
+const STEPS: [(u64, u64, Operation); 5] = [
+    (0, 4096, Operation::Write),
+    (12_800, 512, Operation::Write),
+    (65_536, 262_144, Operation::Write),
+    (8192, 4096, Operation::Write),
+    (1 << 20, 1 << 20, Operation::Discard),
+];
+
+/// One event, kept.
+enum Seen {
+    Submitted { range: ByteRange, operation: Operation, data: Option<Vec<u8>> },
+    Completed { range: ByteRange, failed: bool },
+}
+
+/// Proves what the programs do, with each of the bases until one is right; leaves the right ones set, or none.
+pub(crate) fn prove(attached: &mut Attached, bases: &[Bases]) -> Result<Capability, ProbeError> {
+    let scratch = Scratch::create().map_err(|source| ProbeError::Scratch { source })?;
+    let device = BlockDevice::resolve(&scratch.path)
+        .map_err(|error| ProbeError::Scratch { source: io::Error::other(error) })?;
+    attached.add_disk(SLOT, &device.identity())?;
+    attached.set_mode(SLOT, CaptureMode::Data)?;
+    let mut verdict = Capability::Bitmap("no place of the kernel's pages is known".to_owned());
+    for (trial, candidate) in bases.iter().enumerate() {
+        attached.set_bases(Some(*candidate));
+        let seed = u8::try_from(trial).unwrap_or(u8::MAX);
+        match trial_run(attached, &scratch, seed)? {
+            Ok(()) => {
+                verdict = Capability::Data;
+                break;
+            }
+            Err(reason) => verdict = Capability::Bitmap(reason),
+        }
+    }
+    if verdict != Capability::Data {
+        attached.set_bases(None);
+    }
+    attached.remove_disk(SLOT)?;
+    Ok(verdict)
+}
+
+/// Writes everything and compares what came back; the inner error is the reason why it is not the same.
+fn trial_run(
+    attached: &mut Attached,
+    scratch: &Scratch,
+    seed: u8,
+) -> Result<Result<(), String>, ProbeError> {
+    // Losses of an earlier trial would show as this one's.
+    let lost = attached.lost(SLOT);
+    for (number, (offset, length, operation)) in STEPS.into_iter().enumerate() {
+        let range = ByteRange::new(offset, length);
+        let done = match operation {
+            Operation::Write => scratch.write(range, &pattern(number, range, seed)),
+            Operation::WriteZeroes | Operation::Discard => scratch.discard(range),
+        };
+        done.map_err(|source| ProbeError::Scratch { source })?;
+    }
+    let until = attached.produced();
+    let mut seen = Vec::new();
+    attached.drain(until, &mut |event| seen.extend(keep(event)));
+    let mut marked = Vec::new();
+    attached.marks(SLOT, Array::Active, &mut |range| marked.push(range));
+    let is_marked = |range: &ByteRange| marked.iter().any(|mark| mark.contains(range));
+    if !STEPS.iter().all(|(offset, length, _)| is_marked(&ByteRange::new(*offset, *length))) {
+        return Err(ProbeError::Blind);
+    }
+    if attached.lost(SLOT) != lost {
+        return Ok(Err("events of the proof found no room in the ring".to_owned()));
+    }
+    Ok(compare(&seen, seed))
+}
+
+fn keep(event: Event<'_>) -> Option<Seen> {
+    match event {
+        Event::Submitted { disk: SLOT, range, operation, data, .. } => {
+            Some(Seen::Submitted { range, operation, data: data.map(<[_]>::concat) })
+        }
+        Event::Completed { disk: SLOT, range, failed, .. } => {
+            Some(Seen::Completed { range, failed })
+        }
+        _ => None,
+    }
+}
+
+/// Each step must be submitted as a whole and end as a whole before the next one begins.
+fn compare(seen: &[Seen], seed: u8) -> Result<(), String> {
+    let mut events = seen.iter();
+    for (number, (offset, length, operation)) in STEPS.into_iter().enumerate() {
+        let step = ByteRange::new(offset, length);
+        let (mut submitted, mut completed) = (0, 0);
+        while completed < length {
+            match events.next() {
+                Some(Seen::Submitted { range, operation: found, data }) => {
+                    if *found != operation || !step.contains(range) {
+                        return Err(format!("write {number} of the proof came out of order"));
+                    }
+                    let is_write = operation == Operation::Write;
+                    if is_write && data.as_deref() != Some(&pattern(number, *range, seed)) {
+                        return Err(format!("write {number} of the proof came with other bytes"));
+                    }
+                    submitted += range.length;
+                }
+                Some(Seen::Completed { range, failed: false }) if step.contains(range) => {
+                    completed += range.length;
+                }
+                Some(Seen::Completed { .. }) => {
+                    return Err(format!("the end of write {number} of the proof came wrong"));
+                }
+                None => return Err(format!("write {number} of the proof did not come whole")),
+            }
+        }
+        if submitted != length {
+            return Err(format!("write {number} of the proof was submitted in part"));
+        }
+    }
+    if events.next().is_some() {
+        return Err("the proof saw more writes than it made".to_owned());
+    }
+    Ok(())
+}
+
+/// Bytes that differ with step, place and trial, so that no wrong page looks right. A multiplicative hash of the place.
+fn pattern(step: usize, range: ByteRange, seed: u8) -> Vec<u8> {
+    let step = u64::try_from(step).unwrap_or(0) << 56 | u64::from(seed) << 48;
+    let byte = |at: u64| (at ^ step).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0];
+    (range.offset..range.end()).map(byte).collect()
+}
+
+/// A loop device over anonymous memory that detaches itself when closed.
+struct Scratch {
+    path: PathBuf,
+    device: File,
+    /// The memory behind it.
+    _backing: OwnedFd,
+}
+
+/// `struct loop_info64` of linux/loop.h.
+#[repr(C)]
+struct LoopInfo {
+    places: [u64; 5],
+    number: u32,
+    encryption: [u32; 2],
+    flags: u32,
+    names: [u8; 160],
+    init: [u64; 2],
+}
+
+/// `struct loop_config` of linux/loop.h.
+#[repr(C)]
+struct LoopConfig {
+    descriptor: u32,
+    block_bytes: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+const _: () = assert!(size_of::<LoopInfo>() == 232 && size_of::<LoopConfig>() == 304);
+
+/// LO_FLAGS_AUTOCLEAR.
+const DETACH_WHEN_CLOSED: u32 = 4;
+
+mod requests {
+    //! The ioctls of loop devices and of block devices that have no wrapper elsewhere.
+    nix::ioctl_none_bad!(loop_get_free, 0x4c82);
+    nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, super::LoopConfig);
+    nix::ioctl_write_ptr_bad!(discard, 0x1277, [u64; 2]);
+}
+
+impl Scratch {
+    fn create() -> io::Result<Self> {
+        let backing = memfd_create("redoubt-canary", MFdFlags::MFD_CLOEXEC)?;
+        nix::unistd::ftruncate(&backing, SCRATCH_BYTES.try_into().map_err(io::Error::other)?)?;
+        let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            // SAFETY: the request takes no argument.
+            let number = unsafe { requests::loop_get_free(control.as_raw_fd()) }?;
+            let path = PathBuf::from(format!("/dev/loop{number}"));
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).custom_flags(libc::O_DIRECT);
+            match options.open(&path).and_then(|device| configure(device, &backing)) {
+                Ok(device) => return Ok(Self { path, device, _backing: backing }),
+                Err(error) if attempt == CONFIGURE_ATTEMPTS => return Err(error),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn write(&self, range: ByteRange, bytes: &[u8]) -> io::Result<()> {
+        let mut memory = vec![0; bytes.len() + ALIGNMENT];
+        let start = memory.as_ptr().align_offset(ALIGNMENT);
+        let aligned = &mut memory[start..start + bytes.len()];
+        aligned.copy_from_slice(bytes);
+        self.device.write_all_at(aligned, range.offset)
+    }
+
+    fn discard(&self, range: ByteRange) -> io::Result<()> {
+        // SAFETY: the request reads two words, which live until it returns.
+        unsafe { requests::discard(self.device.as_raw_fd(), &[range.offset, range.length]) }?;
+        Ok(())
+    }
+}
+
+fn configure(device: File, backing: &OwnedFd) -> io::Result<File> {
+    let config = LoopConfig {
+        descriptor: backing.as_raw_fd().try_into().map_err(io::Error::other)?,
+        block_bytes: 512,
+        info: LoopInfo {
+            places: [0; 5],
+            number: 0,
+            encryption: [0; 2],
+            flags: DETACH_WHEN_CLOSED,
+            names: [0; 160],
+            init: [0; 2],
+        },
+        reserved: [0; 8],
+    };
+    // SAFETY: the request reads one loop_config, whose layout is asserted above and which lives until it returns.
+    unsafe { requests::loop_configure(device.as_raw_fd(), &config) }?;
+    Ok(device)
+}
