@@ -54,11 +54,12 @@ need_bpffs() {
         fail "cannot mount bpffs on /sys/fs/bpf: is BPF compiled into this kernel?"
 }
 
-# Every loop device, mount, BPF pin of ours and process of this build, a line each.
+# Every loop device, mount, BPF pin and directory of ours and process of this build, a line each.
 traces() {
     losetup --noheadings --list --output NAME,BACK-FILE | sed 's/^/loop device: /'
     awk '{ print "mount: " $1 " on " $2 }' /proc/mounts
     { find /sys/fs/bpf -mindepth 1 -maxdepth 1 -name 'redoubt*' 2>/dev/null || true; } | sed 's/^/BPF pin: /'
+    find /var/tmp -mindepth 1 -maxdepth 1 -name 'redoubt-*' | sed 's/^/directory: /'
     local process program
     for process in /proc/[0-9]*; do
         program=$(readlink "$process/exe" 2>/dev/null) || continue
