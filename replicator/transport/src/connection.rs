@@ -221,9 +221,12 @@ pub(crate) fn socket(
         TransportError::setup("open the UDP socket", format!("{address}: {error}"))
     };
     let socket = UdpSocket::bind(address).map_err(setup)?;
+    // Root may go over the system's limit, which is far too small for a burst.
     for granted in [
-        setsockopt(&socket, sockopt::RcvBuf, &SOCKET_BYTES),
-        setsockopt(&socket, sockopt::SndBuf, &SOCKET_BYTES),
+        setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BYTES)
+            .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &SOCKET_BYTES)),
+        setsockopt(&socket, sockopt::SndBufForce, &SOCKET_BYTES)
+            .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &SOCKET_BYTES)),
     ] {
         if let Err(error) = granted {
             tracing::debug!(%error, "the UDP socket keeps its small buffer");

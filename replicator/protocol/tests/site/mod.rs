@@ -183,7 +183,7 @@ impl Site {
                     self.network.agent_closes(&mut self.random, run, connection);
                 }
                 AgentAction::SendMessage(connection, message) => {
-                    self.network.to_target(&mut self.random, run, connection, message);
+                    self.network.say_to_target(&mut self.random, run, connection, message);
                 }
                 AgentAction::SendFrame { connection, stream, place, frame } => {
                     let sent = (stream, place, frame);
@@ -246,7 +246,7 @@ impl Site {
             match action {
                 TargetAction::Fence(connection, _, admission) => self.fence(connection, admission),
                 TargetAction::Send(connection, message) => {
-                    self.network.to_agent(&mut self.random, connection.0, message);
+                    self.network.say_to_agent(&mut self.random, connection.0, message);
                 }
                 TargetAction::Close(connection, _) => {
                     self.network.target_closes(&mut self.random, connection.0);

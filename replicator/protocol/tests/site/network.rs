@@ -57,7 +57,7 @@ impl Network {
     }
 
     pub fn agent_end(&self, link: u64) -> (u64, ConnectionId) {
-        let link = &self.links[link as usize];
+        let link = &self.links[at(link)];
         (link.run, link.connection)
     }
 
@@ -76,20 +76,20 @@ impl Network {
             .links
             .iter()
             .rposition(|link| link.run == run && link.connection == connection && !link.cut);
-        found.map(|at| at as u64)
+        found.map(|place| place as u64)
     }
 
     fn put(&mut self, random: &mut StdRng, link: u64, stream: usize, delivery: Delivery) {
         // Now and then a packet is lost and sent again.
         let slow = if random.random_range(0..20) == 0 { 150_000 } else { 5_000 };
         let wait = Duration::from_micros(random.random_range(50..slow));
-        let busy = &mut self.links[link as usize].busy_until[stream];
+        let busy = &mut self.links[at(link)].busy_until[stream];
         *busy = (*busy).max(self.now + wait);
         let at = *busy;
         self.later(at, Event::Network(delivery));
     }
 
-    pub fn to_target(
+    pub fn say_to_target(
         &mut self,
         random: &mut StdRng,
         run: u64,
@@ -114,8 +114,8 @@ impl Network {
         }
     }
 
-    pub fn to_agent(&mut self, random: &mut StdRng, link: u64, message: TargetMessage) {
-        if !self.links[link as usize].cut {
+    pub fn say_to_agent(&mut self, random: &mut StdRng, link: u64, message: TargetMessage) {
+        if !self.links[at(link)].cut {
             self.put(random, link, TO_AGENT, Delivery::ToAgent { link, message });
         }
     }
@@ -123,26 +123,26 @@ impl Network {
     pub fn agent_closes(&mut self, random: &mut StdRng, run: u64, connection: ConnectionId) {
         if let Some(link) = self.link_of(run, connection) {
             self.put(random, link, TO_TARGET, Delivery::TargetEnd { link });
-            self.links[link as usize].cut = true;
+            self.links[at(link)].cut = true;
         }
     }
 
     pub fn target_closes(&mut self, random: &mut StdRng, link: u64) {
-        if !self.links[link as usize].cut {
+        if !self.links[at(link)].cut {
             self.put(random, link, TO_AGENT, Delivery::AgentEnd { link });
-            self.links[link as usize].cut = true;
+            self.links[at(link)].cut = true;
         }
     }
 
     /// All links break; each end notices at its own time, and some of what is under way still arrives.
     pub fn cut_all(&mut self, random: &mut StdRng) {
-        for at in 0..self.links.len() {
-            if self.links[at].cut {
+        for place in 0..self.links.len() {
+            if self.links[place].cut {
                 continue;
             }
-            self.links[at].cut = true;
-            self.links[at].dead = std::array::from_fn(|_| random.random());
-            let link = at as u64;
+            self.links[place].cut = true;
+            self.links[place].dead = std::array::from_fn(|_| random.random());
+            let link = place as u64;
             for end in [Delivery::AgentEnd { link }, Delivery::TargetEnd { link }] {
                 let wait = Duration::from_millis(random.random_range(0..3000));
                 self.later(self.now + wait, Event::Network(end));
@@ -164,14 +164,18 @@ impl Network {
             Delivery::ToTarget { link, .. } => (*link, TO_TARGET),
             Delivery::Frame { link, stream, .. } => (*link, 2 + stream),
             Delivery::AgentEnd { link } => {
-                self.links[*link as usize].dead[TO_AGENT] = true;
+                self.links[at(*link)].dead[TO_AGENT] = true;
                 return true;
             }
             Delivery::TargetEnd { link } => {
-                self.links[*link as usize].dead[TO_TARGET..].fill(true);
+                self.links[at(*link)].dead[TO_TARGET..].fill(true);
                 return true;
             }
         };
-        !self.links[link as usize].dead[stream]
+        !self.links[at(link)].dead[stream]
     }
+}
+
+fn at(link: u64) -> usize {
+    usize::try_from(link).unwrap()
 }
