@@ -128,7 +128,7 @@ need_build_packages
 need_packages shellcheck
 need_cargo_tool nextest
 
-step "format" cargo fmt --all --check
+step "format" cargo fmt --all --check -- --files-with-diff
 step "shell scripts" shell_scripts
 step "bans, licences, sources" licences
 step "lints" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
