@@ -1,9 +1,11 @@
-//! The agent's end of the session: connects for ever, resumes where the target is, sends each frame until it
-//! is durable there. Pure: events and `now` in, actions out; it never opens a socket or reads a clock.
+//! The agent's end of the session: connects for ever, resumes where the target is, sends each frame
+//! until it is durable there. Pure: events and `now` in, actions out; it never opens a socket or
+//! reads a clock.
 //!
-//! One run of the agent has one incarnation, which the target hands out at the first welcome. A reconnect of
-//! the same run shows its [`RunId`] and the incarnation it holds, and gets the same one again, so that frames
-//! sealed before the cut stay valid. The end of the run is the end of its unacknowledged frames.
+//! One run of the agent has one incarnation, which the target hands out at the first welcome. A
+//! reconnect of the same run shows its [`RunId`] and the incarnation it holds, and gets the same
+//! one again, so that frames sealed before the cut stay valid. The end of the run is the end of its
+//! unacknowledged frames.
 
 use crate::backoff::Backoff;
 use crate::frame_place::{ConnectionId, FramePlace};
@@ -15,7 +17,8 @@ use crate::window::{Window, WindowLimits};
 use redoubt_log::{Generation, Incarnation, MachineId, RoleEpoch, Sequence};
 use std::time::{Duration, Instant};
 
-/// Streams that frames are spread over: the loss of a packet holds up one of them, and more buy nothing.
+/// Streams that frames are spread over: the loss of a packet holds up one of them, and more buy
+/// nothing.
 pub const FRAME_STREAMS: usize = 3;
 
 /// How long a target may take to answer a hello: it syncs its journal and a small file.
@@ -36,8 +39,9 @@ pub struct AgentSelf {
     pub disks: Vec<DiskDescription>,
 }
 
-/// What the agent remembers from run to run. It must be stored before anything rests on it: a new one before
-/// the first frame under it is sealed, `acknowledged` before an epoch up to it is dropped.
+/// What the agent remembers from run to run. It must be stored before anything rests on it: a new
+/// one before the first frame under it is sealed, `acknowledged` before an epoch up to it is
+/// dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AgentPast {
     /// The log.
@@ -89,20 +93,22 @@ pub enum AgentAction<F> {
     },
     /// Everything up to here is durable at the target.
     Release(Sequence),
-    /// The session stands: store the past, then seal frames with these terms, the first one's `previous` being
-    /// the end of the log: the sealed end if `resumed`, else `welcome.resume`.
+    /// The session stands: store the past, then seal frames with these terms, the first one's
+    /// `previous` being the end of the log: the sealed end if `resumed`, else `welcome.resume`.
     Started {
         /// The terms.
         welcome: Welcome,
-        /// Whether the frames sealed earlier in this run are still on their way. If not, they are gone, and what
-        /// lies after `welcome.resume` is to be sent anew from the bitmap.
+        /// Whether the frames sealed earlier in this run are still on their way. If not, they are
+        /// gone, and what lies after `welcome.resume` is to be sent anew from the bitmap.
         resumed: bool,
     },
-    /// Continuity is lost: seal nothing until `Started`, and send every disk anew, by hash where it pays.
+    /// Continuity is lost: seal nothing until `Started`, and send every disk anew, by hash where it
+    /// pays.
     ResyncNeeded(String),
     /// The target takes nothing from us; it is asked again later.
     Refused(Refusal),
-    /// The session is over for good: another run of the agent has taken its place. The process ends.
+    /// The session is over for good: another run of the agent has taken its place. The process
+    /// ends.
     Ended(Refusal),
     /// What the target said that does not concern the session.
     Deliver(TargetMessage),

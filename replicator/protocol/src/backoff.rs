@@ -1,13 +1,13 @@
-//! How long to wait before the next attempt: longer each time, and never in step with other machines.
-//! It has no randomness of its own: the seed is given.
+//! How long to wait before the next attempt: longer each time, and never in step with other
+//! machines. It has no randomness of its own: the seed is given.
 
 use std::time::Duration;
 
 /// First wait: short, since most cuts are.
 pub const RETRY_FIRST: Duration = Duration::from_millis(200);
 
-/// Longest wait: a target that is back is found within it, and a thousand machines that wait for it ask a
-/// hundred times a second.
+/// Longest wait: a target that is back is found within it, and a thousand machines that wait for it
+/// ask a hundred times a second.
 pub const RETRY_LONGEST: Duration = Duration::from_secs(10);
 
 pub(crate) struct Backoff {

@@ -3,8 +3,8 @@
 use redoubt_log::frame::FrameHeader;
 use redoubt_log::{Generation, Incarnation, MachineId, RoleEpoch, Sequence};
 
-/// One attempt at a connection. The target counts them over all machines, the agent over its run; events of an
-/// older connection are thereby told from those of the present one.
+/// One attempt at a connection. The target counts them over all machines, the agent over its run;
+/// events of an older connection are thereby told from those of the present one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
 

@@ -1,5 +1,5 @@
-//! Messages and session state machines: what the two ends of a connection say and when they may say it.
-//! No socket, no clock, no disk: events and `now` go in, actions come out.
+//! Messages and session state machines: what the two ends of a connection say and when they may say
+//! it. No socket, no clock, no disk: events and `now` go in, actions come out.
 
 pub mod agent_session;
 mod backoff;

@@ -1,12 +1,12 @@
-//! The messages of the control stream, in both directions, and their bytes. Bulk data never travels here:
-//! frames and point content have streams of their own.
+//! The messages of the control stream, in both directions, and their bytes. Bulk data never travels
+//! here: frames and point content have streams of their own.
 //!
 //! ```text
 //! | length u32 LE | bincode of one AgentMessage or TargetMessage, `length` bytes |
 //! ```
 //!
-//! Variants and fields are only ever appended; a change of what stands here raises [`PROTOCOL_VERSION`].
-//! Version 1: the first.
+//! Variants and fields are only ever appended; a change of what stands here raises
+//! [`PROTOCOL_VERSION`]. Version 1: the first.
 
 use crate::name::Name;
 use redoubt_log::codec::{CodecError, decode_bounded, encode_bounded};
@@ -18,14 +18,15 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// What this build speaks. A hello with another version is refused with both numbers.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// Largest message in bytes, without its length: a hello of 64 disks or a page of points is far below it, and
-/// a hostile peer cannot make us hold more.
+/// Largest message in bytes, without its length: a hello of 64 disks or a page of points is far
+/// below it, and a hostile peer cannot make us hold more.
 pub const MESSAGE_LIMIT: usize = redoubt_log::codec::MESSAGE_LIMIT;
 
 /// Bytes of the length that stands before each message.
 pub const LENGTH_BYTES: usize = 4;
 
-/// Most points in one [`TargetMessage::Points`]: at under 300 bytes each they stay below [`MESSAGE_LIMIT`].
+/// Most points in one [`TargetMessage::Points`]: at under 300 bytes each they stay below
+/// [`MESSAGE_LIMIT`].
 pub const POINTS_PER_MESSAGE: usize = 2000;
 
 /// Longest label of a point in a list, in bytes.
@@ -55,8 +56,8 @@ pub enum AgentMessage {
         /// Only points after this one: the last of the page before, or 0.
         after: Sequence,
     },
-    /// Asks for a disk as it was at a point. Answered by [`TargetMessage::PointOpened`]; then the target
-    /// opens a unidirectional stream with the bytes.
+    /// Asks for a disk as it was at a point. Answered by [`TargetMessage::PointOpened`]; then the
+    /// target opens a unidirectional stream with the bytes.
     ReadPoint {
         /// Returned in the answer and at the head of the stream.
         request: RequestId,
@@ -127,8 +128,8 @@ pub enum TargetMessage {
         /// The point and the size of the disk at it, or why there is none.
         result: Result<OpenedPoint, String>,
     },
-    /// Answer to a hello that may be admitted: say that you still live. Without it, a hello that a dead run
-    /// left in the network would fence the run that lives.
+    /// Answer to a hello that may be admitted: say that you still live. Without it, a hello that a
+    /// dead run left in the network would fence the run that lives.
     Confirm,
 }
 
@@ -137,8 +138,8 @@ pub enum TargetMessage {
 #[serde(transparent)]
 pub struct RequestId(pub u64);
 
-/// One run of the agent's process: 16 random bytes drawn when it starts. With it the target tells an agent
-/// that comes back from a second one that has its identity.
+/// One run of the agent's process: 16 random bytes drawn when it starts. With it the target tells
+/// an agent that comes back from a second one that has its identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RunId(pub [u8; 16]);
@@ -270,7 +271,8 @@ pub struct MarkedPoint {
 /// The session's terms.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The log to continue. Another than the hello's: a new log begins and everything is sent again.
+    /// The log to continue. Another than the hello's: a new log begins and everything is sent
+    /// again.
     pub generation: Generation,
     /// This run's number; frames carry it. Older ones were fenced before this was written.
     pub incarnation: Incarnation,

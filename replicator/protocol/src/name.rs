@@ -1,10 +1,12 @@
-//! The names of machines and disks. A value of this type is well formed: it is checked where it enters.
+//! The names of machines and disks. A value of this type is well formed: it is checked where it
+//! enters.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// A machine's or a disk's name: `[a-z0-9][a-z0-9._-]{0,62}`, so that it is safe as a file name and in a shell.
+/// A machine's or a disk's name: `[a-z0-9][a-z0-9._-]{0,62}`, so that it is safe as a file name and
+/// in a shell.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);

@@ -1,8 +1,9 @@
-//! The target's end of one machine's sessions: admits one connection, fences all older runs, puts frames in
-//! order. Pure: events in, actions out; it never opens a socket, a file, or a frame.
+//! The target's end of one machine's sessions: admits one connection, fences all older runs, puts
+//! frames in order. Pure: events in, actions out; it never opens a socket, a file, or a frame.
 //!
-//! Order of an admission: hello → confirm → confirmed (the sender lives: a dead run's hello fences nobody) → `Fence` (the driver stores the new incarnation, and sees to it that nothing
-//! appended earlier becomes durable any more) → `Fenced` with the durable position → welcome.
+//! Order of an admission: hello → confirm → confirmed (the sender lives: a dead run's hello fences
+//! nobody) → `Fence` (the driver stores the new incarnation, and sees to it that nothing appended
+//! earlier becomes durable any more) → `Fenced` with the durable position → welcome.
 
 mod admission;
 mod reorder;
@@ -94,7 +95,8 @@ impl<F> TargetSession<F> {
         self.past
     }
 
-    /// The side that may write has changed, e.g. by a failover: what the old side sends is refused from here on.
+    /// The side that may write has changed, e.g. by a failover: what the old side sends is refused
+    /// from here on.
     pub fn set_role_epoch(&mut self, role_epoch: redoubt_log::RoleEpoch) {
         self.past.role_epoch = role_epoch;
     }
@@ -208,7 +210,8 @@ impl<F> TargetSession<F> {
     }
 
     fn fenced(&mut self, connection: ConnectionId, welcome: Welcome, actions: &mut Actions<F>) {
-        // A connection that ended or was replaced meanwhile is not welcomed; what was stored stays right.
+        // A connection that ended or was replaced meanwhile is not welcomed; what was stored stays
+        // right.
         if !matches!(self.state, State::Fencing { connection: ours } if ours == connection) {
             return;
         }

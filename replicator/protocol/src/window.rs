@@ -1,12 +1,13 @@
 //! The sealed frames that are not yet durable at the target: what the agent sends, and sends again.
-//! It never lets go of a frame before the target has it durably, unless the log they belong to is over.
+//! It never lets go of a frame before the target has it durably, unless the log they belong to is
+//! over.
 
 use crate::frame_place::FramePlace;
 use redoubt_log::Sequence;
 use std::collections::VecDeque;
 
-/// Bytes of sealed frames that the agent keeps by default: a third of its memory budget, and over 100 ms of a
-/// line of 2 Gbit/s.
+/// Bytes of sealed frames that the agent keeps by default: a third of its memory budget, and over
+/// 100 ms of a line of 2 Gbit/s.
 pub const WINDOW_BYTES: usize = 32 << 20;
 
 /// Frames that the agent keeps at most: small ones too cost bookkeeping at both ends.
@@ -75,8 +76,8 @@ impl<F: Clone> Window<F> {
         }
     }
 
-    /// Whether a log that ends at `resume` is one that the frames can follow: one of them begins there, or it
-    /// is their end.
+    /// Whether a log that ends at `resume` is one that the frames can follow: one of them begins
+    /// there, or it is their end.
     pub(crate) fn can_follow(&self, resume: Sequence) -> bool {
         self.end == resume || self.held.iter().any(|(place, _)| place.previous == resume)
     }

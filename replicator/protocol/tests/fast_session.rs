@@ -1,5 +1,6 @@
-//! Agent and target in virtual time, over a network that delays, reorders between streams and cuts, with
-//! restarts of either side: what is appended is the agent's log, whole and in order, whatever happens.
+//! Agent and target in virtual time, over a network that delays, reorders between streams and cuts,
+//! with restarts of either side: what is appended is the agent's log, whole and in order, whatever
+//! happens.
 
 mod site;
 
@@ -9,7 +10,9 @@ use site::{Site, Story};
 const SEEDS: u64 = 1500;
 
 fn run(story: Story) {
-    let only = std::env::var("REDOUBT_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
+    let only = std::env::var("REDOUBT_SEED")
+        .ok()
+        .map(|seed| seed.parse::<u64>().expect("REDOUBT_SEED is a number"));
     let seeds = only.map_or(0..SEEDS, |seed| seed..seed + 1);
     let mut appended = 0;
     for seed in seeds {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <directory>/           0700
-//!   pending.key.pem      made before the first request, so that a request whose answer was lost can be repeated
+//!   pending.key.pem      made before the first request, which may be repeated with it
 //!   identity/            made once, whole, under another name, then renamed
 //!     version  address  name  machine.{cert,key}.pem  authority.cert.pem  frame.key
 //! ```

@@ -1,4 +1,5 @@
-//! Certificates: a site's authority, its server's and its machines'. Keys are made here and never leave their machine.
+//! Certificates: a site's authority, its server's and its machines'. Keys are made here and never
+//! leave their machine.
 
 use crate::error::{Result, TransportError};
 use rcgen::{
@@ -12,7 +13,8 @@ use std::time::{Duration, SystemTime};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The name in every target's certificate: which target it is says the address, which site the authority.
+/// The name in every target's certificate: which target it is says the address, which site the
+/// authority.
 pub(crate) const SERVER_NAME: &str = "target.redoubt.internal";
 
 /// How a machine's certificate names it.
@@ -20,8 +22,9 @@ const MACHINE_URI: &str = "redoubt:machine:";
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// All certificates are good for ten years: nothing renews them yet, and protection that ends by itself a year
-/// after the installation is worse than a long certificate; a machine is shut out by name at the target.
+/// All certificates are good for ten years: nothing renews them yet, and protection that ends by
+/// itself a year after the installation is worse than a long certificate; a machine is shut out by
+/// name at the target.
 const VALIDITY: Duration = Duration::from_secs(3653 * 86_400);
 
 /// A certificate and its key, as PEM.
@@ -72,7 +75,8 @@ pub(crate) fn requested_key(request: &str) -> Result<[u8; 32]> {
     Ok(*blake3::hash(parsed.public_key.der_bytes()).as_bytes())
 }
 
-/// Makes a machine's certificate for the key of its request; all else that the request says is ignored.
+/// Makes a machine's certificate for the key of its request; all else that the request says is
+/// ignored.
 pub(crate) fn sign_machine(
     authority: &Pair,
     request: &str,

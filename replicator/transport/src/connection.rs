@@ -1,5 +1,5 @@
-//! One connection between a machine and its target: a control stream of messages, and streams of bulk data.
-//! It never looks into a message or a frame further than their lengths.
+//! One connection between a machine and its target: a control stream of messages, and streams of
+//! bulk data. It never looks into a message or a frame further than their lengths.
 
 use crate::agent_identity::AgentIdentity;
 use crate::certificate::SERVER_NAME;
@@ -17,12 +17,12 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes that may be on their way on a connection: what a target holds of one machine at most, and enough for
-/// 4 Gbit/s over 80 ms.
+/// Bytes that may be on their way on a connection: what a target holds of one machine at most, and
+/// enough for 4 Gbit/s over 80 ms.
 pub const CONNECTION_WINDOW_BYTES: u32 = 40 << 20;
 
-/// Frames that a target lets an agent have on their way; all of them together fit into the connection's window, so
-/// that the frame which is missing is never the one that does not fit.
+/// Frames that a target lets an agent have on their way; all of them together fit into the
+/// connection's window, so that the frame which is missing is never the one that does not fit.
 pub const DEFAULT_WINDOW_FRAMES: u32 = 32;
 
 const _: () = assert!(
@@ -35,7 +35,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Buffer of the UDP socket: bursts of a few milliseconds at 10 Gbit/s. The system may grant less.
 const SOCKET_BYTES: usize = 4 << 20;
 
-/// First bytes of the control stream in both directions: proof that each side has accepted the other.
+/// First bytes of the control stream in both directions: proof that each side has accepted the
+/// other.
 const PREFACE: [u8; 4] = *b"RDC1";
 
 /// One connection, before it is taken apart.
@@ -45,7 +46,8 @@ pub struct Connection {
     back: RecvStream,
 }
 
-/// A connection's parts, for tasks of their own. `Out` and `In` are the messages of the two directions.
+/// A connection's parts, for tasks of their own. `Out` and `In` are the messages of the two
+/// directions.
 pub struct Parts<Out, In> {
     /// Says messages.
     pub sender: MessageSender<Out>,
@@ -113,7 +115,8 @@ impl Connection {
         Ok(Self { handle, out, back })
     }
 
-    /// Takes it apart, with the messages of this end: an agent says `AgentMessage` and hears `TargetMessage`.
+    /// Takes it apart, with the messages of this end: an agent says `AgentMessage` and hears
+    /// `TargetMessage`.
     pub fn into_parts<Out: Serialize, In: DeserializeOwned>(self) -> Parts<Out, In> {
         Parts {
             sender: MessageSender { stream: self.out, messages: PhantomData },
@@ -148,7 +151,8 @@ impl ConnectionHandle {
         PointSender::open(self.open().await?, request).await
     }
 
-    /// The next stream that the other side opens. All are to be read all the time, each in a task of its own.
+    /// The next stream that the other side opens. All are to be read all the time, each in a task
+    /// of its own.
     pub async fn accept_stream(&self) -> Result<InStream> {
         let lost = |error| TransportError::of_connection(&error, None);
         InStream::accept(self.connection.accept_uni().await.map_err(lost)?).await
@@ -164,7 +168,8 @@ impl ConnectionHandle {
         self.connection.rtt()
     }
 
-    /// Ends the connection; the reason is told to the other side. What was not acknowledged may not arrive.
+    /// Ends the connection; the reason is told to the other side. What was not acknowledged may not
+    /// arrive.
     pub fn close(&self, reason: &str) {
         self.connection.close(0u32.into(), reason.as_bytes());
     }

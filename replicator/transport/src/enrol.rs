@@ -1,5 +1,5 @@
-//! How a machine joins a site: one question and one answer over a connection whose server the token pins.
-//! The secret leaves the machine only once the server has proven to be the token's.
+//! How a machine joins a site: one question and one answer over a connection whose server the token
+//! pins. The secret leaves the machine only once the server has proven to be the token's.
 
 use crate::agent_identity::AgentIdentity;
 use crate::certificate;
@@ -60,8 +60,9 @@ pub enum EnrolRefusalCode {
 
 type Reply = std::result::Result<EnrolAnswer, EnrolRefusal>;
 
-/// Joins the token's site and stores the identity in `directory`. May be repeated with the same token, also after
-/// a crash or a lost answer. [`TransportError::Unreachable`] and [`TransportError::Lost`] are worth a retry.
+/// Joins the token's site and stores the identity in `directory`. May be repeated with the same
+/// token, also after a crash or a lost answer. [`TransportError::Unreachable`] and
+/// [`TransportError::Lost`] are worth a retry.
 pub async fn enrol(directory: &Path, token: &Token, host_name: &str) -> Result<AgentIdentity> {
     let key = AgentIdentity::pending_key(directory)?;
     let request = EnrolRequest {
@@ -109,7 +110,8 @@ pub(crate) async fn answer(
     };
     write_message(&mut out, &reply).await?;
     out.finish().map_err(|error| TransportError::Lost(error.to_string()))?;
-    // The machine closes once it has read the answer; a machine that is gone has ended the connection too.
+    // The machine closes once it has read the answer; a machine that is gone has ended the
+    // connection too.
     connection.closed().await;
     Ok(reply.ok().map(|answer| (answer.machine, answer.name)))
 }

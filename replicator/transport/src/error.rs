@@ -119,7 +119,8 @@ impl TransportError {
         Self::Setup { what, detail: detail.to_string() }
     }
 
-    /// What the end of a connection means. `address` is the target's at the machine's end, `None` at the target's.
+    /// What the end of a connection means. `address` is the target's at the machine's end, `None`
+    /// at the target's.
     pub(crate) fn of_connection(error: &ConnectionError, address: Option<&str>) -> Self {
         match error {
             ConnectionError::ApplicationClosed(close) => {
@@ -137,7 +138,8 @@ impl TransportError {
         }
     }
 
-    /// What a TLS alert (RFC 8446, 6.2) means, raised by this side about the other's certificate, or the reverse.
+    /// What a TLS alert (RFC 8446, 6.2) means, raised by this side about the other's certificate,
+    /// or the reverse.
     fn of_alert(code: u64, raised_here: bool, address: Option<&str>) -> Option<Self> {
         let about_machine = raised_here == address.is_none();
         match code.checked_sub(CRYPTO_ERROR)? {

@@ -1,4 +1,5 @@
-//! Small secret files: readable by their owner only, replaced whole and durably. Nothing here knows what they hold.
+//! Small secret files: readable by their owner only, replaced whole and durably. Nothing here knows
+//! what they hold.
 
 use crate::error::{Result, TransportError};
 use std::fs::{self, File, OpenOptions};
@@ -22,8 +23,8 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_parent(path)
 }
 
-/// Creates a file durably, or leaves the one that is there, whoever else does the same at the same time.
-/// Whether it was created.
+/// Creates a file durably, or leaves the one that is there, whoever else does the same at the same
+/// time. Whether it was created.
 pub(crate) fn create(path: &Path, bytes: &[u8]) -> Result<bool> {
     let beside = write_beside(path, bytes)?;
     let linked = fs::hard_link(&beside, path);

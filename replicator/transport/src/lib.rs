@@ -1,5 +1,6 @@
-//! QUIC and identity: who a machine is, how it joins a site, and how bytes get from one to the other.
-//! The only crate that knows quinn, rustls and certificates. It never decides about a session or a log.
+//! QUIC and identity: who a machine is, how it joins a site, and how bytes get from one to the
+//! other. The only crate that knows quinn, rustls and certificates. It never decides about a
+//! session or a log.
 
 mod agent_identity;
 mod certificate;

@@ -48,7 +48,8 @@ impl Listener {
         self.endpoint.local_addr().map_err(|error| TransportError::setup("find the port", error))
     }
 
-    /// The next who knocks; finish each in a task of its own, since it may be slow. `None` once closed.
+    /// The next who knocks; finish each in a task of its own, since it may be slow. `None` once
+    /// closed.
     pub async fn accept(&self) -> Option<Arriving> {
         let incoming = self.endpoint.accept().await?;
         Some(Arriving { incoming, site: self.site.clone() })

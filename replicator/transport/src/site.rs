@@ -1,5 +1,6 @@
-//! A site's identity at its target, on disk: the authority, the invitations and the machines that joined.
-//! Several processes may use one directory at a time; a token is never good twice, whatever is cut when.
+//! A site's identity at its target, on disk: the authority, the invitations and the machines that
+//! joined. Several processes may use one directory at a time; a token is never good twice, whatever
+//! is cut when.
 //!
 //! ```text
 //! <directory>/             0700
@@ -171,8 +172,9 @@ impl Site {
         &self.server
     }
 
-    /// Takes a machine in, if its token is good. The token is used up on disk before the answer exists; the same
-    /// key with the same token gets the same answer again, in case the first was lost.
+    /// Takes a machine in, if its token is good. The token is used up on disk before the answer
+    /// exists; the same key with the same token gets the same answer again, in case the first was
+    /// lost.
     pub(crate) fn enrol(
         &self,
         request: &EnrolRequest,

@@ -1,9 +1,11 @@
 //! The streams of bulk data: sealed frames towards the target, a point's content towards the agent.
-//! Bytes go out of the sender's buffer as they are, and come in where the receiver wants them: no copy besides.
+//! Bytes go out of the sender's buffer as they are, and come in where the receiver wants them: no
+//! copy besides.
 //!
 //! ```text
 //! frames: | 'F' | frame | frame | ...                       lengths stand in the frames' headers
-//! point:  | 'P' | request u64 LE | chunk | chunk | ... end  chunk: | offset u64 LE | length u32 LE | bytes |
+//! point:  | 'P' | request u64 LE | chunk | chunk | ... end
+//! chunk:  | offset u64 LE | length u32 LE | bytes |
 //! ```
 //! What no chunk covers is zero. A stream that is cut is an error, never an end.
 
@@ -69,16 +71,16 @@ impl FrameSender {
         Ok(Self(stream))
     }
 
-    /// Sends a sealed frame; its bytes are shared with the caller until they are acknowledged, not copied.
-    /// Must be awaited to its end: half a frame ruins the stream.
+    /// Sends a sealed frame; its bytes are shared with the caller until they are acknowledged, not
+    /// copied. Must be awaited to its end: half a frame ruins the stream.
     pub async fn send(&mut self, frame: Bytes) -> Result<()> {
         self.0.write_chunk(frame).await.map_err(|error| TransportError::of_write(&error))
     }
 }
 
 impl FrameReceiver {
-    /// The next frame's header, with its lengths checked, or `None` at the stream's end. Its frame is then to be
-    /// taken with [`FrameReceiver::fill`]. Must be awaited to its end.
+    /// The next frame's header, with its lengths checked, or `None` at the stream's end. Its frame
+    /// is then to be taken with [`FrameReceiver::fill`]. Must be awaited to its end.
     pub async fn next(&mut self) -> Result<Option<FrameHeader>> {
         match self.stream.read_exact(&mut self.header).await {
             Ok(()) => Ok(Some(FrameHeader::parse(&self.header)?)),
@@ -87,8 +89,9 @@ impl FrameReceiver {
         }
     }
 
-    /// Puts the whole frame, header included, into `buffer`, which has `header.frame_length()` bytes. This is the
-    /// only copy of a frame on its way in. Neither checksum nor MAC is looked at. Must be awaited to its end.
+    /// Puts the whole frame, header included, into `buffer`, which has `header.frame_length()`
+    /// bytes. This is the only copy of a frame on its way in. Neither checksum nor MAC is looked
+    /// at. Must be awaited to its end.
     pub async fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
         let (header, rest) = buffer.split_at_mut(FRAME_HEADER_SIZE);
         header.copy_from_slice(&self.header);
@@ -140,7 +143,8 @@ impl PointReceiver {
         self.request
     }
 
-    /// The next chunk and where it stands, or `None` once everything has come. `buffer` keeps its memory.
+    /// The next chunk and where it stands, or `None` once everything has come. `buffer` keeps its
+    /// memory.
     pub async fn next(&mut self, buffer: &mut Vec<u8>) -> Result<Option<u64>> {
         let mut header = [0; CHUNK_HEADER_BYTES];
         match self.stream.read_exact(&mut header).await {

@@ -24,22 +24,26 @@ pub(crate) const ALPN: &[u8] = b"redoubt/1";
 /// The protocol of machines that join.
 pub(crate) const ALPN_ENROL: &[u8] = b"redoubt-enrol/1";
 
-/// How often an idle line is proven to live: often enough that NATs keep it, and that a dead one is found in time.
+/// How often an idle line is proven to live: often enough that NATs keep it, and that a dead one is
+/// found in time.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// After this much silence the line is dead: five lost proofs in a row.
 const IDLE_MILLISECONDS: u32 = 10_000;
 
-/// Streams that a peer may have open: three of frames, and as many points being copied out as anybody will.
+/// Streams that a peer may have open: three of frames, and as many points being copied out as
+/// anybody will.
 const STREAMS: u32 = 16;
 
-/// Packets that a fresh connection may send before it knows the line; the largest that any path carries.
+/// Packets that a fresh connection may send before it knows the line; the largest that any path
+/// carries.
 const FIRST_MTU: u16 = 1200;
 
 pub(crate) fn server(site: &Site) -> Result<quinn::ServerConfig> {
     let setup = |error: &dyn std::fmt::Display| TransportError::setup("prepare TLS", error);
     let roots = Arc::new(roots(&site.authority().certificate)?);
-    // A machine that joins has no certificate yet; the listener sees to it that only those that join lack one.
+    // A machine that joins has no certificate yet; the listener sees to it that only those that
+    // join lack one.
     let clients = WebPkiClientVerifier::builder_with_provider(roots, provider())
         .allow_unauthenticated()
         .build()
@@ -111,7 +115,8 @@ fn transport() -> TransportConfig {
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MILLISECONDS))))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
-        // A stream may fill the whole connection: the frame that is missing must never wait for its window.
+        // A stream may fill the whole connection: the frame that is missing must never wait for its
+        // window.
         .stream_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(u64::from(CONNECTION_WINDOW_BYTES))

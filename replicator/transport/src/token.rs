@@ -1,4 +1,5 @@
-//! The token that invites a machine: where the target is, how it is recognised, and a secret that is good once.
+//! The token that invites a machine: where the target is, how it is recognised, and a secret that
+//! is good once.
 
 use crate::error::{Result, TransportError};
 use base64::Engine;

@@ -1,4 +1,5 @@
-//! Who may write a machine's log, and whether the log can go on. Nothing is stored here: the driver does that.
+//! Who may write a machine's log, and whether the log can go on. Nothing is stored here: the driver
+//! does that.
 
 use crate::frame_place::FramePlace;
 use crate::message::{Hello, PROTOCOL_VERSION, Refusal, RefusalCode, RunId};
@@ -35,7 +36,8 @@ pub enum Continuity {
     First,
     /// The log goes on.
     Goes(Generation),
-    /// Continuity is lost: a new generation is to be made, and the reason goes into `Welcome::resync`.
+    /// Continuity is lost: a new generation is to be made, and the reason goes into
+    /// `Welcome::resync`.
     Lost(String),
 }
 
@@ -116,7 +118,8 @@ impl TargetPast {
         let same_run = self.run.is_none_or(|run| run == hello.run);
         match hello.held {
             Some(held) if held == newest && same_run => Ok(newest),
-            // A target that was restored does not know of later incarnations: numbers go on above them.
+            // A target that was restored does not know of later incarnations: numbers go on above
+            // them.
             Some(held) if held > newest => Ok(held.next()),
             Some(held) => Err(refusal(
                 RefusalCode::NewerIncarnation,

@@ -1,4 +1,5 @@
-//! Puts the frames of several streams back in their order. It never holds more frames than the window.
+//! Puts the frames of several streams back in their order. It never holds more frames than the
+//! window.
 
 use crate::frame_place::FramePlace;
 use redoubt_log::Sequence;
@@ -31,7 +32,8 @@ impl Reorder {
         self.end
     }
 
-    /// Where the frame stands; an error where an agent that keeps to the protocol cannot have sent it.
+    /// Where the frame stands; an error where an agent that keeps to the protocol cannot have sent
+    /// it.
     pub(super) fn place<F>(
         &self,
         place: &FramePlace,

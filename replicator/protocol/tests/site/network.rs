@@ -1,5 +1,5 @@
-//! Virtual time and a network of links: each stream keeps its order, streams overtake each other, cuts hit each
-//! stream and each end at another moment.
+//! Virtual time and a network of links: each stream keeps its order, streams overtake each other,
+//! cuts hit each stream and each end at another moment.
 
 use super::Event;
 use rand::Rng;
@@ -134,7 +134,8 @@ impl Network {
         }
     }
 
-    /// All links break; each end notices at its own time, and some of what is under way still arrives.
+    /// All links break; each end notices at its own time, and some of what is under way still
+    /// arrives.
     pub fn cut_all(&mut self, random: &mut StdRng) {
         for place in 0..self.links.len() {
             if self.links[place].cut {
@@ -177,5 +178,5 @@ impl Network {
 }
 
 fn at(link: u64) -> usize {
-    usize::try_from(link).unwrap()
+    usize::try_from(link).expect("links are counted from 0")
 }

@@ -1,4 +1,5 @@
-//! Certificates that are over, foreign, missing or shut out: each has an error of its own at both ends.
+//! Certificates that are over, foreign, missing or shut out: each has an error of its own at both
+//! ends.
 
 use super::*;
 use crate::agent_identity::AgentIdentity;

@@ -3,6 +3,7 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,12 +27,15 @@ pub async fn proxy(seed: u64, line: Line, target: SocketAddr) -> SocketAddr {
         let mut backs: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
         let mut buffer = vec![0; 65536];
         while let Ok((length, from)) = front.recv_from(&mut buffer).await {
-            if !backs.contains_key(&from) {
-                let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-                tokio::spawn(answers(back.clone(), front.clone(), from, line, random.clone()));
-                backs.insert(from, back);
-            }
-            forward(&random, line, &backs[&from], target, &buffer[..length]).await;
+            let back = match backs.entry(from) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                    tokio::spawn(answers(back.clone(), front.clone(), from, line, random.clone()));
+                    new.insert(back)
+                }
+            };
+            forward(&random, line, back, target, &buffer[..length]).await;
         }
     });
     address
