@@ -5,6 +5,7 @@ use crate::device::BlockDevice;
 use crate::probe::{Attached, Bases, Capability, ProbeError};
 use crate::source::{Array, CaptureMode, ChangeSource, Event, Operation};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use redoubt_ebpf::numbers;
 use redoubt_log::{ByteRange, DiskIndex};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,13 +22,24 @@ const ALIGNMENT: usize = 4096;
 const CONFIGURE_ATTEMPTS: u32 = 16;
 
 /// What is written, in this order: a block, a sector, many pages, and a range given up.
-const STEPS: [(u64, u64, Operation); 5] = [
+const STEPS: [(u64, u64, Operation); STEP_COUNT] = [
     (0, 4096, Operation::Write),
     (12_800, 512, Operation::Write),
     (65_536, 262_144, Operation::Write),
     (8192, 4096, Operation::Write),
     (1 << 20, 1 << 20, Operation::Discard),
 ];
+
+const STEP_COUNT: usize = 5;
+
+/// The steps, none with more data than one bio may bring into a ring of this size.
+fn steps_for(ring_bytes: u64) -> [(ByteRange, Operation); STEP_COUNT] {
+    STEPS.map(|(offset, length, operation)| {
+        let most = ring_bytes >> numbers::WHOLE_BIO_SHARE_SHIFT;
+        let length = if operation == Operation::Write { length.min(most) } else { length };
+        (ByteRange::new(offset, length), operation)
+    })
+}
 
 /// One event, kept.
 enum Seen {
@@ -69,8 +81,8 @@ fn trial_run(
 ) -> Result<Result<(), String>, ProbeError> {
     // Losses of an earlier trial would show as this one's.
     let lost = attached.lost(SLOT);
-    for (number, (offset, length, operation)) in STEPS.into_iter().enumerate() {
-        let range = ByteRange::new(offset, length);
+    let steps = steps_for(attached.ring_bytes());
+    for (number, (range, operation)) in steps.into_iter().enumerate() {
         let done = match operation {
             Operation::Write => scratch.write(range, &pattern(number, range, seed)),
             Operation::WriteZeroes | Operation::Discard => scratch.discard(range),
@@ -83,13 +95,13 @@ fn trial_run(
     let mut marked = Vec::new();
     attached.marks(SLOT, Array::Active, &mut |range| marked.push(range));
     let is_marked = |range: &ByteRange| marked.iter().any(|mark| mark.contains(range));
-    if !STEPS.iter().all(|(offset, length, _)| is_marked(&ByteRange::new(*offset, *length))) {
+    if !steps.iter().all(|(range, _)| is_marked(range)) {
         return Err(ProbeError::Blind);
     }
     if attached.lost(SLOT) != lost {
         return Ok(Err("events of the proof found no room in the ring".to_owned()));
     }
-    Ok(compare(&seen, seed))
+    Ok(compare(&steps, &seen, seed))
 }
 
 fn keep(event: Event<'_>) -> Option<Seen> {
@@ -105,10 +117,10 @@ fn keep(event: Event<'_>) -> Option<Seen> {
 }
 
 /// Each step must be submitted as a whole and end as a whole before the next one begins.
-fn compare(seen: &[Seen], seed: u8) -> Result<(), String> {
+fn compare(steps: &[(ByteRange, Operation)], seen: &[Seen], seed: u8) -> Result<(), String> {
     let mut events = seen.iter();
-    for (number, (offset, length, operation)) in STEPS.into_iter().enumerate() {
-        let step = ByteRange::new(offset, length);
+    for (number, (step, operation)) in steps.iter().copied().enumerate() {
+        let length = step.length;
         let (mut submitted, mut completed) = (0, 0);
         while completed < length {
             match events.next() {
@@ -186,6 +198,7 @@ mod requests {
     nix::ioctl_none_bad!(loop_get_free, 0x4c82);
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, super::LoopConfig);
     nix::ioctl_write_ptr_bad!(discard, 0x1277, [u64; 2]);
+    nix::ioctl_write_ptr_bad!(set_read_only, 0x125d, libc::c_int);
 }
 
 impl Scratch {
@@ -240,5 +253,8 @@ fn configure(device: File, backing: &OwnedFd) -> io::Result<File> {
     };
     // SAFETY: the request reads one loop_config, whose layout is asserted above and which lives until it returns.
     unsafe { requests::loop_configure(device.as_raw_fd(), &config) }?;
+    // A loop device keeps this from whoever used it before.
+    // SAFETY: the request reads one int, which lives until it returns.
+    unsafe { requests::set_read_only(device.as_raw_fd(), &0) }?;
     Ok(device)
 }

@@ -25,7 +25,6 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 /// A loop disk over a sparse file.
 pub struct LoopDisk {
     pub path: PathBuf,
-    pub backing: PathBuf,
     _directory: TempDir,
 }
 
@@ -40,7 +39,7 @@ impl LoopDisk {
         let name = backing.to_str().expect("a plain path");
         let direct = format!("--direct-io={}", if direct { "on" } else { "off" });
         let path = run("losetup", &[&direct, "--find", "--show", name]).into();
-        Self { path, backing, _directory: directory }
+        Self { path, _directory: directory }
     }
 
     /// One partition from 1 MiB on, of this many MiB.
@@ -89,6 +88,11 @@ impl Drop for PinDirectory {
     }
 }
 
+/// Bytes as a length in memory.
+pub fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a 64-bit machine")
+}
+
 /// Memory for direct I/O.
 pub struct Aligned {
     memory: Vec<u8>,
@@ -119,7 +123,7 @@ pub fn open_direct(path: &Path) -> File {
 
 /// Writes a range with one byte value, past the page cache.
 pub fn write_direct(file: &File, range: ByteRange, value: u8) -> std::io::Result<()> {
-    let mut memory = Aligned::new(range.length as usize);
+    let mut memory = Aligned::new(size(range.length));
     memory.bytes().fill(value);
     file.write_all_at(memory.bytes(), range.offset)
 }
@@ -127,7 +131,7 @@ pub fn write_direct(file: &File, range: ByteRange, value: u8) -> std::io::Result
 /// The whole content of a device, read past the page cache.
 pub fn content(path: &Path) -> Vec<u8> {
     let device = BlockDevice::resolve(path).expect("a device");
-    let mut memory = Aligned::new(device.length as usize);
+    let mut memory = Aligned::new(size(device.length));
     open_direct(path).read_exact_at(memory.bytes(), 0).expect("a read");
     memory.bytes().to_vec()
 }
@@ -135,30 +139,16 @@ pub fn content(path: &Path) -> Vec<u8> {
 /// An event, kept.
 #[derive(Debug)]
 pub enum Kept {
-    Submitted {
-        disk: DiskIndex,
-        bio: BioKey,
-        range: ByteRange,
-        operation: Operation,
-        data: Option<Vec<u8>>,
-    },
-    Completed {
-        disk: DiskIndex,
-        range: ByteRange,
-        failed: bool,
-    },
-    Split {
-        front: BioKey,
-        parent: BioKey,
-        range: ByteRange,
-    },
+    Submitted { disk: DiskIndex, range: ByteRange, operation: Operation, data: Option<Vec<u8>> },
+    Completed { disk: DiskIndex, range: ByteRange, failed: bool },
+    Split { front: BioKey, parent: BioKey, range: ByteRange },
 }
 
 impl From<Event<'_>> for Kept {
     fn from(event: Event<'_>) -> Self {
         match event {
-            Event::Submitted { disk, bio, range, operation, data, .. } => {
-                Self::Submitted { disk, bio, range, operation, data: data.map(<[_]>::concat) }
+            Event::Submitted { disk, range, operation, data, .. } => {
+                Self::Submitted { disk, range, operation, data: data.map(<[_]>::concat) }
             }
             Event::Completed { disk, range, failed, .. } => Self::Completed { disk, range, failed },
             Event::Split { front, parent, range, .. } => Self::Split { front, parent, range },

@@ -210,6 +210,8 @@ fn devices_say_what_they_are() {
     assert_eq!(uses.expect("a device"), [DeviceUse::Mounted(point.path().to_owned())]);
     run("blockdev", &["--setro", disk.path.to_str().expect("a path")]);
     let refused = BlockDevice::resolve(&disk.path);
+    // The kernel keeps this for whoever uses the loop device next.
+    run("blockdev", &["--setrw", disk.path.to_str().expect("a path")]);
     assert!(matches!(refused, Err(DeviceError::ReadOnly { .. })));
 }
 

@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const DISK_BYTES: u64 = 48 << 20;
 const PARTITION_MEBIBYTES: u64 = 32;
-const OPERATIONS: usize = 300;
+const OPERATIONS: u32 = 120;
+/// Kinds of operation by their weight; the first so many operations are one of each.
+const KINDS: u32 = 20;
 const SECTOR: u64 = 512;
 
 /// What a replay makes of one disk, and which bytes were written.
@@ -32,7 +34,7 @@ impl Replay {
     fn apply(&mut self, event: Kept) {
         match event {
             Kept::Submitted { range, operation, data, .. } => {
-                let place = &mut self.image[range.offset as usize..range.end() as usize];
+                let place = &mut self.image[size(range.offset)..size(range.end())];
                 match (operation, data) {
                     (Operation::Write, Some(data)) => {
                         place.copy_from_slice(&data);
@@ -74,8 +76,9 @@ fn write_much(path: &Path, limit: u64, seed: u64) {
     let direct = open_direct(path);
     let mut buffered: File = OpenOptions::new().write(true).open(path).expect("a device");
     let name = path.to_str().expect("a path");
-    for _ in 0..OPERATIONS {
-        match random.random_range(0..20) {
+    for number in 0..OPERATIONS {
+        let kind = if number < KINDS { number } else { random.random_range(0..KINDS) };
+        match kind {
             0 => {
                 let range = random_range(&mut random, limit, 4 << 20);
                 discard(name, range, &["-f"]);
@@ -88,13 +91,13 @@ fn write_much(path: &Path, limit: u64, seed: u64) {
                 // Large, from memory that begins within a page: its vectors are no whole pages.
                 let range = ByteRange::new(random_range(&mut random, limit, 512).offset, 4 << 20);
                 let Some(range) = range.intersection(&ByteRange::new(0, limit)) else { continue };
-                let mut memory = Aligned::new(range.length as usize + 512);
+                let mut memory = Aligned::new(size(range.length) + 512);
                 random.fill(&mut memory.bytes()[512..]);
                 direct.write_all_at(&memory.bytes()[512..], range.offset).expect("a write");
             }
             3..6 => {
                 let range = random_range(&mut random, limit, 1 << 20);
-                let mut bytes = vec![0; range.length as usize];
+                let mut bytes = vec![0; size(range.length)];
                 random.fill(&mut bytes[..]);
                 buffered.write_all_at(&bytes, range.offset).expect("a write");
                 buffered.flush().and_then(|()| buffered.sync_all()).expect("a sync");
@@ -102,7 +105,7 @@ fn write_much(path: &Path, limit: u64, seed: u64) {
             _ => {
                 let longest = if random.random_bool(0.5) { 8192 } else { 256 << 10 };
                 let range = random_range(&mut random, limit, longest);
-                let mut memory = Aligned::new(range.length as usize);
+                let mut memory = Aligned::new(size(range.length));
                 random.fill(memory.bytes());
                 direct.write_all_at(memory.bytes(), range.offset).expect("a write");
             }
@@ -176,6 +179,9 @@ fn check(
     replays: &[Replay; 3],
     paths: &[std::path::PathBuf; 3],
 ) {
+    let programs = attached.program_counters().expect("counters");
+    println!("{programs:?}");
+    assert!(programs.iter().all(|program| program.recursion_misses == 0));
     for ((number, replay), path) in (0..).zip(replays).zip(paths) {
         let disk = DiskIndex(number);
         let counters = attached.disk_counters(disk);
