@@ -2,6 +2,7 @@
 //! target's disk.
 //! This crate does no I/O and knows no other part of Redoubt; bincode and lz4_flex live here only.
 
+pub mod block;
 mod bytes;
 pub mod codec;
 pub mod frame;

@@ -1,1 +1,3 @@
 //! The master target: journals frames, applies them to replica disks, keeps recovery points.
+
+pub mod store;

@@ -1,0 +1,383 @@
+//! One machine of the store: the handle that the journal's thread, the apply's thread and readers use at once.
+//! It fences older runs of the agent before it states where the log goes on.
+
+use super::apply::{ApplyOutcome, apply_next};
+use super::error::{Result, StoreError};
+use super::journal::{Appended, Journal, JournalState};
+use super::layout::{MachineLayout, parse_sealed_name};
+use super::manifest::{Disk, Manifest, Point};
+use super::points;
+use super::recovery::recover;
+use super::root::StoreOptions;
+use super::rules::{Rule, holds};
+use super::shared::{Shared, lock};
+use super::view::{PointChoice, View};
+use redoubt_engine::storage::{Open, Storage};
+use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, RoleEpoch, Sequence, WallTime};
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// A disk as the agent announces it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// Its index in the log.
+    pub index: DiskIndex,
+    /// Its stable name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// 512 or 4096.
+    pub logical_block_size: u32,
+}
+
+/// Where an agent goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HelloAnswer {
+    /// The log's generation; where the agent's is another one, its log does not continue this one.
+    pub generation: Generation,
+    /// The number that this run's frames must carry; older ones are refused from now on.
+    pub incarnation: Incarnation,
+    /// The side that may write.
+    pub role_epoch: RoleEpoch,
+    /// Everything up to here is durable; the next frame's `previous` is this.
+    pub resume: Sequence,
+    /// What the store has of each disk, at the resume position.
+    pub disks: Vec<DiskStatus>,
+}
+
+/// What the store has of a disk, at the journal's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskStatus {
+    /// Its index in the log.
+    pub index: DiskIndex,
+    /// Its stable name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Whether any record ever wrote to it: if not, every byte reads as zero.
+    pub has_data: bool,
+    /// Whether the log says that it is whole.
+    pub consistent: bool,
+    /// Whether the replica disk is ahead of its last point, so that the point needs a view.
+    pub ahead_of_point: bool,
+    /// The replica disk, as the storage knows it.
+    pub replica: PathBuf,
+}
+
+/// How far a machine has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineStatus {
+    /// The machine.
+    pub machine: MachineId,
+    /// Its name.
+    pub name: String,
+    /// The log's generation.
+    pub generation: Generation,
+    /// The last incarnation handed out.
+    pub incarnation: Incarnation,
+    /// The side that may write.
+    pub role_epoch: RoleEpoch,
+    /// The last durable record.
+    pub durable: Sequence,
+    /// The last record that the replica disks hold.
+    pub applied: Sequence,
+    /// The end of an apply that runs or was cut.
+    pub applying: Option<Sequence>,
+    /// Journal bytes that wait to be applied, to within a MiB a segment.
+    pub pending_bytes: u64,
+    /// The newest applied point.
+    pub last_point: Option<Point>,
+    /// Whether the journal takes frames.
+    pub journal: JournalState,
+    /// Each disk.
+    pub disks: Vec<DiskStatus>,
+}
+
+/// A machine of the store. Clones are the same machine.
+#[derive(Clone)]
+pub struct StoreMachine {
+    shared: Arc<Shared>,
+}
+
+impl StoreMachine {
+    /// Opens what the manifest describes, and removes what no manifest speaks of; `None` where there is no manifest.
+    pub(super) fn open(
+        storage: &Arc<dyn Storage>,
+        options: StoreOptions,
+        machine: MachineId,
+        now: WallTime,
+    ) -> Result<Option<Self>> {
+        let layout = MachineLayout::new(machine);
+        let Some(mut manifest) = Manifest::load(&**storage, &layout.manifest())? else {
+            return Ok(None);
+        };
+        if manifest.machine != machine {
+            return Err(StoreError::damaged(&layout.manifest(), 0, "it is another machine's"));
+        }
+        // A process that died may have left the manifest replaced, but not durably.
+        storage.sync_directory(layout.root())?;
+        clean_retention(&**storage, &layout, &mut manifest)?;
+        let (journal, index) = recover(storage, &layout, &manifest, options.segment_bytes, now)?;
+        let shared = Shared {
+            storage: storage.clone(),
+            layout,
+            machine,
+            options,
+            journal: Mutex::new(journal),
+            published: Mutex::new(Arc::new(manifest.retention.clone())),
+            manifest: Mutex::new(manifest),
+            index: Mutex::new(index),
+            pins: Mutex::new(BTreeMap::new()),
+            applying: Mutex::new(()),
+        };
+        Ok(Some(Self { shared: Arc::new(shared) }))
+    }
+
+    /// The machine.
+    pub fn id(&self) -> MachineId {
+        self.shared.machine
+    }
+
+    /// Its name at this site.
+    pub fn name(&self) -> String {
+        lock(&self.shared.manifest).name.clone()
+    }
+
+    /// Answers an agent: takes in the disks that are new, fences older runs durably, makes durable what they sent,
+    /// and only then says where the log goes on. A run that comes back and still `held` the newest incarnation keeps
+    /// it.
+    pub fn hello(&self, held: Option<Incarnation>, disks: &[DiskSpec]) -> Result<HelloAnswer> {
+        let mut journal = lock(&self.shared.journal);
+        for disk in disks {
+            self.add_disk_locked(&mut journal, disk)?;
+        }
+        let resume = journal.commit(&self.shared.index)?;
+        if held != Some(journal.fence.incarnation) {
+            let incarnation = journal.fence.incarnation.next();
+            if holds(Rule::FenceDurable) {
+                self.change(|manifest| manifest.incarnation = incarnation)?;
+            }
+            journal.fence.incarnation = incarnation;
+        }
+        Ok(HelloAnswer {
+            generation: journal.fence.generation,
+            incarnation: journal.fence.incarnation,
+            role_epoch: journal.fence.role_epoch,
+            resume,
+            disks: self.disk_status(&journal),
+        })
+    }
+
+    /// Begins a new log: the positions go on, the points stay, and no disk is consistent until the new log says so.
+    pub fn new_generation(&self) -> Result<Generation> {
+        let mut journal = lock(&self.shared.journal);
+        journal.commit(&self.shared.index)?;
+        let generation = Generation::random();
+        self.change(|manifest| manifest.generation = generation)?;
+        journal.fence.generation = generation;
+        Ok(generation)
+    }
+
+    /// Lets another side write: frames of the old one are refused from now on.
+    pub fn set_role_epoch(&self, epoch: RoleEpoch) -> Result<()> {
+        let mut journal = lock(&self.shared.journal);
+        self.change(|manifest| manifest.role_epoch = epoch)?;
+        journal.fence.role_epoch = epoch;
+        Ok(())
+    }
+
+    /// Takes a disk in: a sparse replica of its size, durable when this returns. One that is known already must come
+    /// with the same properties.
+    pub fn add_disk(&self, disk: &DiskSpec) -> Result<()> {
+        self.add_disk_locked(&mut lock(&self.shared.journal), disk)
+    }
+
+    /// Appends entries, in order: each an aligned buffer with its frame at `ENTRY_HEADER_SIZE`, and at least
+    /// `entry_length` bytes long. Checksum and records are checked, the MAC is not: the caller did. Nothing is durable before [`StoreMachine::commit`].
+    pub fn append(&self, batch: &mut [&mut [u8]]) -> Appended {
+        lock(&self.shared.journal).append(&self.shared.index, batch)
+    }
+
+    /// Makes durable what was appended, by one sync; returns the last durable sequence, which may be acknowledged.
+    pub fn commit(&self) -> Result<Sequence> {
+        lock(&self.shared.journal).commit(&self.shared.index)
+    }
+
+    /// Applies the next interval, if one is due, and finishes one that was cut. After an error nothing is lost: call
+    /// again when the reason is gone.
+    pub fn apply_next(&self, now: WallTime) -> Result<ApplyOutcome> {
+        apply_next(&self.shared, now)
+    }
+
+    /// Removes points older than `keep`; returns how many.
+    pub fn drop_expired(&self, now: WallTime, keep: Duration) -> Result<usize> {
+        points::drop_expired(&self.shared, now, keep)
+    }
+
+    /// Removes journal segments that were applied longer than `keep` ago; returns how many.
+    pub fn free_segments(&self, now: WallTime, keep: Duration) -> Result<usize> {
+        let shared = &self.shared;
+        let keep = u64::try_from(keep.as_nanos()).unwrap_or(u64::MAX);
+        let is_due = |since: WallTime| since.0.saturating_add(keep) <= now.0;
+        let mut removed = 0;
+        loop {
+            let due = lock(&shared.index).spent.iter().position(|(_, since)| is_due(*since));
+            let Some(place) = due else { break };
+            let (number, _) = lock(&shared.index).spent.remove(place);
+            shared.storage.remove(&shared.layout.segment(number))?;
+            removed += 1;
+        }
+        if removed > 0 {
+            shared.storage.sync_directory(&shared.layout.journal())?;
+        }
+        Ok(removed)
+    }
+
+    /// The applied points, oldest first.
+    pub fn points(&self) -> Vec<Point> {
+        lock(&self.shared.manifest).points.clone()
+    }
+
+    /// Opens a disk as it was at a point.
+    pub fn view(&self, disk: DiskIndex, point: PointChoice) -> Result<View> {
+        View::open(&self.shared, disk, point)
+    }
+
+    /// Reads every retention file and checks every checksum; returns the bytes of old content that they hold.
+    pub fn check_retention(&self) -> Result<u64> {
+        let spans = self.shared.published();
+        spans.iter().map(|span| self.shared.open_retention(span)?.check()).sum()
+    }
+
+    /// How far it has come. Waits for a journal write that is under way.
+    pub fn status(&self) -> MachineStatus {
+        let journal = lock(&self.shared.journal);
+        let disks = self.disk_status(&journal);
+        let manifest = lock(&self.shared.manifest);
+        MachineStatus {
+            machine: manifest.machine,
+            name: manifest.name.clone(),
+            generation: manifest.generation,
+            incarnation: manifest.incarnation,
+            role_epoch: manifest.role_epoch,
+            durable: journal.durable,
+            applied: manifest.applied,
+            applying: manifest.applying,
+            pending_bytes: lock(&self.shared.index).bytes_after(manifest.applied),
+            last_point: manifest.points.last().cloned(),
+            journal: journal.state.clone(),
+            disks,
+        }
+    }
+
+    fn disk_status(&self, journal: &Journal) -> Vec<DiskStatus> {
+        let continues = journal.consistency.generation() == journal.fence.generation;
+        let status = |disk: &Disk| DiskStatus {
+            index: disk.index,
+            name: disk.name.clone(),
+            size: disk.size,
+            has_data: journal.written.contains(disk.index),
+            consistent: continues && journal.consistency.since(disk.index).is_some(),
+            ahead_of_point: disk.ahead_of_point,
+            replica: disk.device.clone().unwrap_or_else(|| self.shared.layout.disk(disk.index)),
+        };
+        lock(&self.shared.manifest).disks.iter().map(status).collect()
+    }
+
+    fn add_disk_locked(&self, journal: &mut Journal, spec: &DiskSpec) -> Result<()> {
+        let shared = &self.shared;
+        let mut manifest = lock(&shared.manifest);
+        if let Some(known) = manifest.disk(spec.index) {
+            return check_known(known, spec);
+        }
+        if spec.index.0 >= DiskIndex::LIMIT {
+            return Err(StoreError::TooManyDisks { name: spec.name.clone() });
+        }
+        let path = shared.layout.disk(spec.index);
+        match shared.storage.remove(&path) {
+            // Left by an addition that was cut before the manifest knew it.
+            Ok(()) => {}
+            Err(error) if error.source.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        shared.storage.open(&path, Open::CreateSparse(spec.size))?.sync()?;
+        shared.storage.sync_directory(&shared.layout.disks())?;
+        let mut next = manifest.clone();
+        next.disks.push(Disk {
+            index: spec.index,
+            name: spec.name.clone(),
+            size: spec.size,
+            logical_block_size: spec.logical_block_size,
+            device: None,
+            has_data: false,
+            has_points: false,
+            consistent_from: None,
+            ahead_of_point: false,
+        });
+        next.disks.sort_by_key(|disk| disk.index);
+        shared.save(&next)?;
+        *manifest = next;
+        journal.sizes.insert(spec.index, spec.size);
+        Ok(())
+    }
+
+    /// Changes the manifest, durably.
+    fn change(&self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
+        let mut manifest = lock(&self.shared.manifest);
+        let mut next = manifest.clone();
+        change(&mut next);
+        self.shared.save(&next)?;
+        *manifest = next;
+        Ok(())
+    }
+}
+
+fn check_known(known: &Disk, spec: &DiskSpec) -> Result<()> {
+    let changed = |what: String| StoreError::DiskChanged { name: spec.name.clone(), what };
+    if known.name != spec.name {
+        return Err(changed(format!("index {} is disk {}", known.index, known.name)));
+    }
+    if (known.size, known.logical_block_size) != (spec.size, spec.logical_block_size) {
+        return Err(changed(format!(
+            "has {} bytes in blocks of {}, its replica {} in blocks of {}; \
+             end its protection and protect it again",
+            spec.size, spec.logical_block_size, known.size, known.logical_block_size
+        )));
+    }
+    Ok(())
+}
+
+/// Removes what no manifest speaks of: nothing was written on its account. What the manifest lists was sealed, and is
+/// kept, above all where its apply was cut: the replica may hold new data already.
+fn clean_retention(
+    storage: &dyn Storage,
+    layout: &MachineLayout,
+    manifest: &mut Manifest,
+) -> Result<()> {
+    if !holds(Rule::SealedIsKept) && manifest.applying.take().is_some() {
+        let applied = manifest.applied;
+        manifest.retention.retain(|span| span.to <= applied);
+        manifest.save(storage, &layout.manifest())?;
+    }
+    let names = storage.list(&layout.retention())?;
+    let listed = |(from, to): (Sequence, Sequence)| {
+        manifest.retention.iter().any(|span| (span.from, span.to) == (from, to))
+    };
+    for name in &names {
+        if !parse_sealed_name(name).is_some_and(listed) {
+            storage.remove(&layout.retention().join(name))?;
+        }
+    }
+    storage.sync_directory(&layout.retention())?;
+    for span in &manifest.retention {
+        let path = layout.sealed(span.from, span.to);
+        let there = names.iter().any(|name| parse_sealed_name(name) == Some((span.from, span.to)));
+        if !there {
+            return Err(StoreError::damaged(&path, 0, "the retention file is missing"));
+        }
+    }
+    Ok(())
+}

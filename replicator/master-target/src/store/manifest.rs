@@ -1,0 +1,296 @@
+//! The manifest: what a machine's parts are, and how far the replica disks have come. Replaced atomically, as a whole.
+//! It never states what is not durable yet, and a version that this program does not know is refused, not guessed.
+//!
+//! ```text
+//! redoubt-manifest 1 <crc32c of the body, 8 hex digits>\n
+//! <body: JSON>
+//! ```
+
+use super::error::{Result, StoreError};
+use redoubt_engine::storage::Storage;
+use redoubt_log::{
+    DiskIndex, DiskSet, Generation, Incarnation, MachineId, PointId, PointKind, RoleEpoch,
+    Sequence, WallTime,
+};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The version that this program writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+const WORD: &str = "redoubt-manifest";
+
+/// A machine's manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The machine.
+    pub machine: MachineId,
+    /// Its name at this site.
+    pub name: String,
+    /// The generation that the journal's newest frames must have.
+    pub generation: Generation,
+    /// The last incarnation handed out; frames of older ones are refused.
+    pub incarnation: Incarnation,
+    /// Which side may write.
+    pub role_epoch: RoleEpoch,
+    /// The disks, by index.
+    pub disks: Vec<Disk>,
+    /// Every record up to this one is on the replica disks, durably.
+    pub applied: Sequence,
+    /// The generation of that record: a frame of another one begins with no disk consistent.
+    pub applied_generation: Generation,
+    /// An apply that may have touched the replica disks already and must be finished.
+    pub applying: Option<Sequence>,
+    /// What the journal needs no more.
+    pub journal: JournalFloor,
+    /// Sealed retention files, oldest first; each begins where the one before it ended or later.
+    pub retention: Vec<RetentionSpan>,
+    /// Applied recovery points, oldest first.
+    pub points: Vec<Point>,
+}
+
+/// A replica disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Its index in the machine's log.
+    pub index: DiskIndex,
+    /// Its stable name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of a logical block: a partition table means nothing without it.
+    pub logical_block_size: u32,
+    /// The block device that holds it, where that is not the sparse file `disks/<index>`.
+    pub device: Option<PathBuf>,
+    /// Whether a record of it was ever applied: until then every byte reads as zero.
+    pub has_data: bool,
+    /// Whether a recovery point of it was ever applied: from then on what is overwritten is retained.
+    pub has_points: bool,
+    /// The record that made it consistent, as of `applied`; `None` while it is not.
+    pub consistent_from: Option<Sequence>,
+    /// Whether the replica disk holds writes from after its last point, so that the point needs a view.
+    pub ahead_of_point: bool,
+}
+
+/// From where the journal is needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JournalFloor {
+    /// The first segment that is kept.
+    pub segment: u64,
+    /// The last sequence before it: applied, and freed.
+    pub after: Sequence,
+}
+
+/// A sealed retention file: what the interval `(from, to]` overwrote on these disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionSpan {
+    /// The position before the interval.
+    pub from: Sequence,
+    /// The interval's last record.
+    pub to: Sequence,
+    /// Disks of which it holds content.
+    pub disks: DiskSet,
+}
+
+/// A recovery point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Point {
+    /// Its id, made by the agent.
+    pub id: PointId,
+    /// When, by the protected machine's clock.
+    pub taken_at: WallTime,
+    /// What it promises of the data.
+    pub kind: PointKind,
+    /// The operator's words, if any.
+    pub label: String,
+    /// The marker's place in the log.
+    pub sequence: Sequence,
+    /// Disks that it is good for.
+    pub disks: DiskSet,
+    /// Whether those were all disks of the machine.
+    pub complete: bool,
+}
+
+impl Manifest {
+    /// Of a machine that has no disk yet.
+    pub fn new(machine: MachineId, name: &str, generation: Generation) -> Self {
+        Self {
+            machine,
+            name: name.to_owned(),
+            generation,
+            incarnation: Incarnation(0),
+            role_epoch: RoleEpoch(0),
+            disks: Vec::new(),
+            applied: Sequence(0),
+            applied_generation: generation,
+            applying: None,
+            journal: JournalFloor::default(),
+            retention: Vec::new(),
+            points: Vec::new(),
+        }
+    }
+
+    /// Reads it, or `None` where there is none.
+    pub fn load(storage: &dyn Storage, path: &Path) -> Result<Option<Self>> {
+        storage.load(path)?.map(|bytes| Self::decode(path, &bytes)).transpose()
+    }
+
+    /// Replaces it; durable when this returns.
+    pub fn save(&self, storage: &dyn Storage, path: &Path) -> Result<()> {
+        Ok(storage.replace(path, &self.encode())?)
+    }
+
+    /// The disk with this index.
+    pub fn disk(&self, index: DiskIndex) -> Option<&Disk> {
+        self.disks.iter().find(|disk| disk.index == index)
+    }
+
+    /// Disks whose overwritten content is retained.
+    pub fn retained_disks(&self) -> DiskSet {
+        let mut set = DiskSet::default();
+        self.disks.iter().filter(|disk| disk.has_points).for_each(|disk| set.insert(disk.index));
+        set
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let body = serde_json::to_string_pretty(self)
+            .expect("a manifest has only string keys and finite numbers");
+        format!("{WORD} {VERSION} {:08x}\n{body}\n", crc32c::crc32c(body.as_bytes())).into_bytes()
+    }
+
+    fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let damaged = |position: usize, what: String| StoreError::damaged(path, position, what);
+        let text = std::str::from_utf8(bytes)
+            .map_err(|error| damaged(error.valid_up_to(), "not text".to_owned()))?;
+        let (head, rest) =
+            text.split_once('\n').ok_or_else(|| damaged(0, "no header line".to_owned()))?;
+        let words: Vec<&str> = head.split(' ').collect();
+        let [WORD, version, checksum] = words[..] else {
+            return Err(damaged(0, format!("the header line does not read `{WORD} VERSION CRC`")));
+        };
+        let version: u32 =
+            version.parse().map_err(|_| damaged(0, "the version is not a number".to_owned()))?;
+        if version > VERSION {
+            return Err(StoreError::NewerVersion {
+                path: path.to_owned(),
+                version,
+                known: VERSION,
+            });
+        }
+        let body = rest.strip_suffix('\n').unwrap_or(rest);
+        if checksum != format!("{:08x}", crc32c::crc32c(body.as_bytes())) {
+            return Err(damaged(head.len() + 1, "the checksum does not match".to_owned()));
+        }
+        let manifest: Self = serde_json::from_str(body)
+            .map_err(|error| damaged(head.len() + 1, error.to_string()))?;
+        manifest.check().map_err(|what| damaged(head.len() + 1, what))?;
+        Ok(manifest)
+    }
+
+    /// What must be true of every manifest.
+    fn check(&self) -> std::result::Result<(), String> {
+        let mut seen = DiskSet::default();
+        for disk in &self.disks {
+            if disk.index.0 >= DiskIndex::LIMIT || seen.contains(disk.index) {
+                return Err(format!("disk {} is listed twice or out of range", disk.index));
+            }
+            seen.insert(disk.index);
+        }
+        let ordered = self.retention.iter().all(|span| span.from < span.to)
+            && self.retention.windows(2).all(|pair| pair[0].to <= pair[1].from);
+        if !ordered {
+            return Err("retention files are not in order".to_owned());
+        }
+        if self.points.windows(2).any(|pair| pair[0].sequence >= pair[1].sequence)
+            || self.points.last().is_some_and(|point| point.sequence > self.applied)
+        {
+            return Err("points are not in order, or not applied".to_owned());
+        }
+        if self.applying.is_some_and(|to| to <= self.applied) || self.journal.after > self.applied {
+            return Err("the applied position contradicts the rest".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Manifest {
+        let mut manifest = Manifest::new(MachineId([1; 16]), "web-1", Generation([2; 16]));
+        let mut disks = DiskSet::default();
+        disks.insert(DiskIndex(0));
+        manifest.applied = Sequence(9);
+        manifest.disks.push(Disk {
+            index: DiskIndex(0),
+            name: "sda".to_owned(),
+            size: 1 << 30,
+            logical_block_size: 512,
+            device: None,
+            has_data: true,
+            has_points: true,
+            consistent_from: Some(Sequence(4)),
+            ahead_of_point: false,
+        });
+        manifest.retention.push(RetentionSpan { from: Sequence(5), to: Sequence(9), disks });
+        manifest.points.push(Point {
+            id: PointId([3; 16]),
+            taken_at: WallTime(1),
+            kind: PointKind::CrashConsistent,
+            label: String::new(),
+            sequence: Sequence(9),
+            disks,
+            complete: true,
+        });
+        manifest
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Manifest> {
+        Manifest::decode(Path::new("m/manifest"), bytes)
+    }
+
+    #[test]
+    fn reads_what_it_wrote() {
+        assert_eq!(decode(&example().encode()).unwrap(), example());
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        let bytes = example().encode();
+        for position in 0..bytes.len() - 1 {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[position] ^= 1 << bit;
+                let read = decode(&flipped);
+                assert!(read.is_err(), "bit {bit} of byte {position} went unnoticed");
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_by_name() {
+        let text = String::from_utf8(example().encode()).unwrap();
+        let newer = text.replacen("redoubt-manifest 1 ", "redoubt-manifest 2 ", 1);
+        let error = decode(newer.as_bytes()).unwrap_err();
+        assert!(matches!(error, StoreError::NewerVersion { version: 2, known: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_manifest_that_contradicts_itself_is_damaged() {
+        let mut manifest = example();
+        manifest.points[0].sequence = Sequence(10);
+        assert!(matches!(decode(&manifest.encode()), Err(StoreError::Damaged { .. })));
+        let mut manifest = example();
+        manifest.disks.push(manifest.disks[0].clone());
+        assert!(matches!(decode(&manifest.encode()), Err(StoreError::Damaged { .. })));
+        let mut manifest = example();
+        manifest.applying = Some(Sequence(9));
+        assert!(matches!(decode(&manifest.encode()), Err(StoreError::Damaged { .. })));
+    }
+}

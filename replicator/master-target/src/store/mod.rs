@@ -1,0 +1,38 @@
+//! The store: a machine's journal, replica disks, retention files and points, on any `Storage`.
+//! It is synchronous and owns no clock and no socket, so that a simulator can drive it and cut it anywhere.
+//!
+//! The life of a frame: [`StoreMachine::append`] → [`StoreMachine::commit`] (durable: acknowledge) →
+//! [`StoreMachine::apply_next`] at the next recovery point (old content sealed, then written) → [`View`].
+
+mod apply;
+mod consistency;
+mod copy_out;
+mod error;
+mod fold;
+mod index;
+mod journal;
+mod journal_reader;
+mod layout;
+mod machine;
+mod manifest;
+mod points;
+mod recovery;
+mod replica;
+mod retention;
+mod root;
+mod rules;
+mod segment_reader;
+mod shared;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use apply::ApplyOutcome;
+pub use copy_out::copy_out;
+pub use error::{Result, StoreError};
+pub use journal::{Appended, JournalState};
+pub use machine::{DiskSpec, DiskStatus, HelloAnswer, MachineStatus, StoreMachine};
+pub use manifest::Point;
+pub use root::{Store, StoreOptions};
+pub use view::{PointChoice, View};

@@ -1,0 +1,541 @@
+//! Retention files: what one interval overwrote, sorted by disk and offset, with an index that is searched on disk.
+//! A reader trusts nothing that a checksum does not cover; a file without its header was never finished.
+//!
+//! ```text
+//! 0      header (4096): where the top of the index is; written last, before the sync
+//! 4096   pieces of old content, each of at most 64 KiB, stored raw or as lz4; zeros take no bytes
+//!        index pages (4096), each behind the pieces that it lists
+//!        the top of the index: for each page its first key and its place
+//! ```
+//!
+//! Memory is bounded whatever the interval's size: one page of entries, one buffer, and 24 bytes for each page.
+
+use super::error::{Result, StoreError};
+use super::layout::MachineLayout;
+use super::manifest::RetentionSpan;
+use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Storage, WriteRequest};
+use redoubt_log::{ByteRange, DiskIndex, DiskSet, MachineId, Sequence};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The most bytes of one piece: what a reader of one block must decompress at most.
+pub(super) const PIECE_LIMIT: u64 = 64 << 10;
+
+const HEADER_LENGTH: u64 = 4096;
+const PAGE_LENGTH: usize = 4096;
+const PAGE_HEAD_LENGTH: usize = 32;
+const ENTRY_LENGTH: usize = 32;
+const TOP_LENGTH: usize = 24;
+const MAGIC: &[u8; 8] = b"RDBTRETN";
+const PAGE_MAGIC: &[u8; 4] = b"RPAG";
+const VERSION: u32 = 1;
+/// The header's bytes that mean something; its checksum stands behind them.
+const HEADER_USED: usize = 80;
+const ENTRIES_PER_PAGE: usize = (PAGE_LENGTH - PAGE_HEAD_LENGTH) / ENTRY_LENGTH;
+/// Bytes collected before they are written: large enough for the disk, small in the budget.
+const BUFFER_LIMIT: usize = 1 << 20;
+/// The longest run of zeros in one entry, so that its length fits.
+const ZERO_LIMIT: u64 = 1 << 30;
+
+const _: () = assert!(ENTRIES_PER_PAGE == 127);
+
+/// How a piece is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Zero = 0,
+    Raw = 1,
+    Lz4 = 2,
+}
+
+/// One piece of old content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    disk: DiskIndex,
+    form: Form,
+    checksum: u32,
+    offset: u64,
+    length: u32,
+    stored_length: u32,
+    stored_at: u64,
+}
+
+impl Entry {
+    /// What of the disk it holds.
+    pub(super) fn range(&self) -> ByteRange {
+        ByteRange::new(self.offset, u64::from(self.length))
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend([self.disk.0, self.form as u8, 0, 0]);
+        out.extend(self.checksum.to_le_bytes());
+        out.extend(self.offset.to_le_bytes());
+        out.extend(self.length.to_le_bytes());
+        out.extend(self.stored_length.to_le_bytes());
+        out.extend(self.stored_at.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let form = match bytes[1] {
+            0 => Form::Zero,
+            1 => Form::Raw,
+            2 => Form::Lz4,
+            _ => return None,
+        };
+        let length = u32_at(bytes, 16);
+        let entry = Self {
+            disk: DiskIndex(bytes[0]),
+            form,
+            checksum: u32_at(bytes, 4),
+            offset: u64_at(bytes, 8),
+            length,
+            stored_length: u32_at(bytes, 20),
+            stored_at: u64_at(bytes, 24),
+        };
+        let limit = if form == Form::Zero { ZERO_LIMIT } else { PIECE_LIMIT };
+        let sound = u64::from(length) <= limit
+            && u64::from(entry.stored_length) <= PIECE_LIMIT
+            && ByteRange::checked(entry.offset, u64::from(length)).is_some();
+        sound.then_some(entry)
+    }
+}
+
+/// A page's first key and place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Top {
+    disk: DiskIndex,
+    offset: u64,
+    page_at: u64,
+}
+
+/// Writes a retention file, piece by piece in order.
+pub(super) struct RetentionWriter {
+    file: Arc<dyn BlockFile>,
+    machine: MachineId,
+    from: Sequence,
+    to: Sequence,
+    disks: DiskSet,
+    buffer: Vec<u8>,
+    buffer_at: u64,
+    page: Vec<Entry>,
+    top: Vec<Top>,
+    last: Option<(DiskIndex, u64)>,
+}
+
+impl RetentionWriter {
+    /// Creates the unsealed file for at most `bytes` of content in `ranges` ranges.
+    pub(super) fn create(
+        storage: &dyn Storage,
+        layout: &MachineLayout,
+        machine: MachineId,
+        interval: (Sequence, Sequence),
+        (bytes, ranges): (u64, u64),
+    ) -> Result<Self> {
+        let (from, to) = interval;
+        // Files have a fixed size: this one is sparse and as large as the content could become at worst.
+        let entries = ranges * 2 + bytes / PIECE_LIMIT + 2;
+        let pages = entries / ENTRIES_PER_PAGE as u64 + 1;
+        let index = pages * (PAGE_LENGTH + TOP_LENGTH) as u64;
+        let size = (HEADER_LENGTH + bytes + index).next_multiple_of(PAGE_LENGTH as u64);
+        let file = storage.open(&layout.unsealed(from, to), Open::CreateSparse(size))?;
+        Ok(Self {
+            file,
+            machine,
+            from,
+            to,
+            disks: DiskSet::default(),
+            buffer: Vec::with_capacity(BUFFER_LIMIT + PIECE_LIMIT as usize),
+            buffer_at: HEADER_LENGTH,
+            page: Vec::with_capacity(ENTRIES_PER_PAGE),
+            top: Vec::new(),
+            last: None,
+        })
+    }
+
+    /// Adds a run of zeros.
+    pub(super) fn push_zeros(&mut self, disk: DiskIndex, range: ByteRange) -> Result<()> {
+        let mut offset = range.offset;
+        while offset < range.end() {
+            let length = (range.end() - offset).min(ZERO_LIMIT);
+            self.push_entry(Entry {
+                disk,
+                form: Form::Zero,
+                checksum: 0,
+                offset,
+                length: u32_of(length),
+                stored_length: 0,
+                stored_at: 0,
+            })?;
+            offset += length;
+        }
+        Ok(())
+    }
+
+    /// Adds content of at most [`PIECE_LIMIT`] bytes.
+    pub(super) fn push(&mut self, disk: DiskIndex, offset: u64, content: &[u8]) -> Result<()> {
+        assert!(content.len() as u64 <= PIECE_LIMIT, "a piece is at most {PIECE_LIMIT} bytes");
+        if content.iter().all(|byte| *byte == 0) {
+            return self.push_zeros(disk, ByteRange::new(offset, content.len() as u64));
+        }
+        let packed = redoubt_log::block::compress(content);
+        let (form, stored) = match &packed {
+            Some(packed) => (Form::Lz4, packed.as_slice()),
+            None => (Form::Raw, content),
+        };
+        let entry = Entry {
+            disk,
+            form,
+            checksum: crc32c::crc32c(stored),
+            offset,
+            length: u32_of(content.len() as u64),
+            stored_length: u32_of(stored.len() as u64),
+            stored_at: self.cursor(),
+        };
+        self.buffer.extend_from_slice(stored);
+        self.push_entry(entry)
+    }
+
+    /// Writes the index and the header and syncs; the file still has its unsealed name.
+    pub(super) fn finish(mut self) -> Result<RetentionSpan> {
+        self.flush_page()?;
+        let top_at = self.cursor();
+        let mut top = Vec::with_capacity(self.top.len() * TOP_LENGTH);
+        for page in &self.top {
+            top.extend(u64::from(page.disk.0).to_le_bytes());
+            top.extend(page.offset.to_le_bytes());
+            top.extend(page.page_at.to_le_bytes());
+        }
+        let header = Header {
+            machine: self.machine,
+            span: RetentionSpan { from: self.from, to: self.to, disks: self.disks },
+            pages: self.top.len() as u64,
+            top_at,
+            top_checksum: crc32c::crc32c(&top),
+        };
+        self.buffer.extend_from_slice(&top);
+        self.flush()?;
+        self.file.write(&[WriteRequest { offset: 0, data: &header.encode() }])?;
+        self.file.sync()?;
+        Ok(header.span)
+    }
+
+    fn cursor(&self) -> u64 {
+        self.buffer_at + self.buffer.len() as u64
+    }
+
+    fn push_entry(&mut self, entry: Entry) -> Result<()> {
+        let key = (entry.disk, entry.offset);
+        assert!(self.last.is_none_or(|last| last < key), "pieces come in order");
+        self.last = Some(key);
+        self.disks.insert(entry.disk);
+        self.page.push(entry);
+        if self.page.len() == ENTRIES_PER_PAGE {
+            self.flush_page()?;
+        }
+        if self.buffer.len() >= BUFFER_LIMIT { self.flush() } else { Ok(()) }
+    }
+
+    fn flush_page(&mut self) -> Result<()> {
+        let Some(first) = self.page.first() else { return Ok(()) };
+        let page_at = self.cursor();
+        self.top.push(Top { disk: first.disk, offset: first.offset, page_at });
+        let bytes = encode_page(&self.page, page_at, self.to);
+        self.buffer.extend_from_slice(&bytes);
+        self.page.clear();
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.file.write(&[WriteRequest { offset: self.buffer_at, data: &self.buffer }])?;
+        self.buffer_at += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+/// ```text
+///  0  magic "RPAG"          8  place of the page in the file
+///  4  CRC32C of the rest   16  last sequence of the interval
+///  24 entries              32  entries, of 32 bytes each
+/// ```
+fn encode_page(entries: &[Entry], page_at: u64, to: Sequence) -> Vec<u8> {
+    let mut page = Vec::with_capacity(PAGE_LENGTH);
+    page.extend(PAGE_MAGIC);
+    page.extend([0; 4]);
+    page.extend(page_at.to_le_bytes());
+    page.extend(to.0.to_le_bytes());
+    page.extend((entries.len() as u64).to_le_bytes());
+    entries.iter().for_each(|entry| entry.encode(&mut page));
+    page.resize(PAGE_LENGTH, 0);
+    let checksum = crc32c::crc32c(&page[8..]);
+    page[4..8].copy_from_slice(&checksum.to_le_bytes());
+    page
+}
+
+fn decode_page(page: &[u8], page_at: u64, to: Sequence) -> Option<Vec<Entry>> {
+    let count = usize::try_from(u64_at(page, 24)).ok()?;
+    let sound = page[..4] == PAGE_MAGIC[..]
+        && u32_at(page, 4) == crc32c::crc32c(&page[8..])
+        && u64_at(page, 8) == page_at
+        && u64_at(page, 16) == to.0
+        && count <= ENTRIES_PER_PAGE;
+    if !sound {
+        return None;
+    }
+    page[PAGE_HEAD_LENGTH..].chunks_exact(ENTRY_LENGTH).take(count).map(Entry::decode).collect()
+}
+
+/// ```text
+///  0  magic "RDBTRETN"      40  disks
+///  8  version                48  index pages
+/// 12  CRC32C of the index's top
+/// 16  machine id             56  place of the index's top
+/// 32  from                   64  to      72 zero      80 CRC32C of bytes 0..80
+/// ```
+struct Header {
+    machine: MachineId,
+    span: RetentionSpan,
+    pages: u64,
+    top_at: u64,
+    top_checksum: u32,
+}
+
+impl Header {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER_LENGTH as usize);
+        bytes.extend(MAGIC);
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(self.top_checksum.to_le_bytes());
+        bytes.extend(self.machine.0);
+        for number in
+            [self.span.from.0, self.span.disks.0, self.pages, self.top_at, self.span.to.0, 0]
+        {
+            bytes.extend(number.to_le_bytes());
+        }
+        debug_assert_eq!(bytes.len(), HEADER_USED);
+        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+        bytes.resize(HEADER_LENGTH as usize, 0);
+        bytes
+    }
+
+    fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let damaged = |what| StoreError::damaged(path, 0, what);
+        if bytes[..8] != MAGIC[..] {
+            return Err(damaged("not a retention file"));
+        }
+        if u32_at(bytes, HEADER_USED) != crc32c::crc32c(&bytes[..HEADER_USED]) {
+            return Err(damaged("the header's checksum does not match"));
+        }
+        let version = u32_at(bytes, 8);
+        if version > VERSION {
+            return Err(StoreError::NewerVersion {
+                path: path.to_owned(),
+                version,
+                known: VERSION,
+            });
+        }
+        let mut machine = [0; 16];
+        machine.copy_from_slice(&bytes[16..32]);
+        Ok(Self {
+            machine: MachineId(machine),
+            span: RetentionSpan {
+                from: Sequence(u64_at(bytes, 32)),
+                to: Sequence(u64_at(bytes, 64)),
+                disks: DiskSet(u64_at(bytes, 40)),
+            },
+            pages: u64_at(bytes, 48),
+            top_at: u64_at(bytes, 56),
+            top_checksum: u32_at(bytes, 12),
+        })
+    }
+}
+
+/// Reads a sealed retention file: the top of its index is in memory, one page is remembered.
+pub(super) struct RetentionReader {
+    file: Arc<dyn BlockFile>,
+    path: PathBuf,
+    span: RetentionSpan,
+    top: Vec<Top>,
+    page: Mutex<Option<(usize, Arc<Vec<Entry>>)>>,
+}
+
+impl RetentionReader {
+    /// Opens the sealed file of an interval and reads the top of its index.
+    pub(super) fn open(
+        storage: &dyn Storage,
+        layout: &MachineLayout,
+        machine: MachineId,
+        (from, to): (Sequence, Sequence),
+    ) -> Result<Self> {
+        let path = layout.sealed(from, to);
+        let file = storage.open(&path, Open::ReadOnly)?;
+        let mut bytes = vec![0; HEADER_LENGTH as usize];
+        if file.size() < HEADER_LENGTH {
+            return Err(StoreError::damaged(&path, 0, "shorter than its header"));
+        }
+        file.read(&mut [ReadRequest { offset: 0, buffer: &mut bytes }])?;
+        let header = Header::decode(&path, &bytes)?;
+        if header.machine != machine || (header.span.from, header.span.to) != (from, to) {
+            return Err(StoreError::damaged(&path, 0, "the header is another file's"));
+        }
+        let top = read_top(&*file, &path, &header)?;
+        Ok(Self { file, path, span: header.span, top, page: Mutex::new(None) })
+    }
+
+    /// The interval and the disks.
+    pub(super) fn span(&self) -> RetentionSpan {
+        self.span
+    }
+
+    /// Calls `each` for every piece that shares a byte with the range, in order.
+    pub(super) fn find(
+        &self,
+        disk: DiskIndex,
+        range: ByteRange,
+        mut each: impl FnMut(Entry),
+    ) -> Result<()> {
+        let first = self.top.partition_point(|top| (top.disk, top.offset) <= (disk, range.offset));
+        for index in first.saturating_sub(1)..self.top.len() {
+            let top = self.top[index];
+            if (top.disk, top.offset) >= (disk, range.end()) {
+                break;
+            }
+            let page = self.page(index)?;
+            let start = page
+                .partition_point(|entry| (entry.disk, entry.range().end()) <= (disk, range.offset));
+            page[start..]
+                .iter()
+                .take_while(|entry| (entry.disk, entry.offset) < (disk, range.end()))
+                .filter(|entry| entry.disk == disk)
+                .for_each(|entry| each(*entry));
+        }
+        Ok(())
+    }
+
+    /// The first piece at or after `offset` that is not zeros.
+    pub(super) fn next_content(&self, disk: DiskIndex, offset: u64) -> Result<Option<ByteRange>> {
+        let rest = ByteRange::between(offset, u64::MAX);
+        let first = self.top.partition_point(|top| (top.disk, top.offset) <= (disk, offset));
+        for index in first.saturating_sub(1)..self.top.len() {
+            if self.top[index].disk > disk {
+                break;
+            }
+            let page = self.page(index)?;
+            let shared = page
+                .iter()
+                .filter(|entry| entry.disk == disk && entry.form != Form::Zero)
+                .find_map(|entry| entry.range().intersection(&rest));
+            if shared.is_some() {
+                return Ok(shared);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Fills `buffer` with what the disk held at `offset`, which must lie within the piece.
+    pub(super) fn load(&self, entry: &Entry, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let wanted = ByteRange::new(offset, buffer.len() as u64);
+        assert!(entry.range().contains(&wanted), "{wanted} lies within the piece");
+        if entry.form == Form::Zero {
+            buffer.fill(0);
+            return Ok(());
+        }
+        let content = self.content(entry)?;
+        let skip = usize_of(offset - entry.offset);
+        buffer.copy_from_slice(&content[skip..skip + buffer.len()]);
+        Ok(())
+    }
+
+    /// Reads and checks every byte; returns how many bytes of content there are.
+    pub(super) fn check(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for index in 0..self.top.len() {
+            for entry in self.page(index)?.iter() {
+                bytes += u64::from(entry.length);
+                if entry.form != Form::Zero {
+                    self.content(entry)?;
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn content(&self, entry: &Entry) -> Result<Vec<u8>> {
+        let damaged = |what| StoreError::damaged_at(&self.path, entry.stored_at, what);
+        if entry.stored_at + u64::from(entry.stored_length) > self.file.size() {
+            return Err(damaged("a piece lies beyond the end of the file"));
+        }
+        let mut stored = vec![0; entry.stored_length as usize];
+        self.file.read(&mut [ReadRequest { offset: entry.stored_at, buffer: &mut stored }])?;
+        if crc32c::crc32c(&stored) != entry.checksum {
+            return Err(damaged("the checksum of a piece does not match"));
+        }
+        if entry.form == Form::Raw {
+            return if stored.len() == entry.length as usize {
+                Ok(stored)
+            } else {
+                Err(damaged("a raw piece has another length than it states"))
+            };
+        }
+        redoubt_log::block::decompress(&stored, entry.length as usize)
+            .map_err(|_| damaged("a piece does not decompress"))
+    }
+
+    fn page(&self, index: usize) -> Result<Arc<Vec<Entry>>> {
+        let mut remembered = self.page.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, page)) = &*remembered
+            && *at == index
+        {
+            return Ok(page.clone());
+        }
+        let page_at = self.top[index].page_at;
+        let mut bytes = vec![0; PAGE_LENGTH];
+        let damaged = |what| StoreError::damaged_at(&self.path, page_at, what);
+        if page_at.checked_add(PAGE_LENGTH as u64).is_none_or(|end| end > self.file.size()) {
+            return Err(damaged("an index page lies beyond the end of the file"));
+        }
+        self.file.read(&mut [ReadRequest { offset: page_at, buffer: &mut bytes }])?;
+        let page = decode_page(&bytes, page_at, self.span.to)
+            .ok_or_else(|| damaged("the checksum of an index page does not match"))?;
+        let page = Arc::new(page);
+        *remembered = Some((index, page.clone()));
+        Ok(page)
+    }
+}
+
+fn read_top(file: &dyn BlockFile, path: &Path, header: &Header) -> Result<Vec<Top>> {
+    let damaged = |what| StoreError::damaged_at(path, header.top_at, what);
+    let length = header.pages.checked_mul(TOP_LENGTH as u64);
+    let fits = length
+        .and_then(|length| header.top_at.checked_add(length))
+        .is_some_and(|end| end <= file.size());
+    if !fits {
+        return Err(damaged("the index lies beyond the end of the file"));
+    }
+    let mut bytes = vec![0; usize_of(header.pages) * TOP_LENGTH];
+    file.read(&mut [ReadRequest { offset: header.top_at, buffer: &mut bytes }])?;
+    if crc32c::crc32c(&bytes) != header.top_checksum {
+        return Err(damaged("the checksum of the index does not match"));
+    }
+    let decode = |page: &[u8]| {
+        let disk = u8::try_from(u64_at(page, 0)).ok().map(DiskIndex)?;
+        Some(Top { disk, offset: u64_at(page, 8), page_at: u64_at(page, 16) })
+    };
+    let top: Option<Vec<Top>> = bytes.chunks_exact(TOP_LENGTH).map(decode).collect();
+    top.ok_or_else(|| damaged("the index names a disk that cannot be"))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+fn u32_of(length: u64) -> u32 {
+    u32::try_from(length).expect("a piece is far shorter than 4 GiB")
+}
+
+fn usize_of(length: u64) -> usize {
+    usize::try_from(length).expect("usize has 64 bits on every platform that is supported")
+}

@@ -1,0 +1,74 @@
+//! What the journal's thread, the apply's thread and readers of one machine share, behind small locks.
+//! Locks are taken in the order journal, manifest, all others; none but the journal's own is held during its I/O.
+
+use super::error::{Result, StoreError};
+use super::index::JournalIndex;
+use super::journal::Journal;
+use super::layout::MachineLayout;
+use super::manifest::{Manifest, RetentionSpan};
+use super::retention::RetentionReader;
+use super::root::StoreOptions;
+use redoubt_engine::storage::{BlockFile, Open, Storage};
+use redoubt_log::{DiskIndex, MachineId, Sequence};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// One machine's parts.
+pub(super) struct Shared {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) layout: MachineLayout,
+    pub(super) machine: MachineId,
+    pub(super) options: StoreOptions,
+    /// The writing end of the journal; held by its thread during journal I/O.
+    pub(super) journal: Mutex<Journal>,
+    /// As it stands on the disk; held while it is replaced.
+    pub(super) manifest: Mutex<Manifest>,
+    /// Never held during I/O.
+    pub(super) index: Mutex<JournalIndex>,
+    /// The retention files that readers see, oldest first.
+    pub(super) published: Mutex<Arc<Vec<RetentionSpan>>>,
+    /// Points that views hold, and how many each.
+    pub(super) pins: Mutex<BTreeMap<Sequence, usize>>,
+    /// One apply at a time.
+    pub(super) applying: Mutex<()>,
+}
+
+impl Shared {
+    /// What readers see now.
+    pub(super) fn published(&self) -> Arc<Vec<RetentionSpan>> {
+        lock(&self.published).clone()
+    }
+
+    /// Shows readers other retention files.
+    pub(super) fn publish(&self, spans: Vec<RetentionSpan>) {
+        *lock(&self.published) = Arc::new(spans);
+    }
+
+    /// Replaces the manifest on the disk; durable when this returns.
+    pub(super) fn save(&self, manifest: &Manifest) -> Result<()> {
+        manifest.save(&*self.storage, &self.layout.manifest())
+    }
+
+    /// Opens a sealed retention file.
+    pub(super) fn open_retention(&self, span: &RetentionSpan) -> Result<RetentionReader> {
+        RetentionReader::open(&*self.storage, &self.layout, self.machine, (span.from, span.to))
+    }
+
+    /// Where the replica disk is.
+    pub(super) fn replica_path(&self, disk: DiskIndex) -> Result<PathBuf> {
+        let manifest = lock(&self.manifest);
+        let known = manifest.disk(disk).ok_or(StoreError::UnknownDisk(disk))?;
+        Ok(known.device.clone().unwrap_or_else(|| self.layout.disk(disk)))
+    }
+
+    /// Opens the replica disk for reading.
+    pub(super) fn replica(&self, disk: DiskIndex) -> Result<Arc<dyn BlockFile>> {
+        Ok(self.storage.open(&self.replica_path(disk)?, Open::ReadOnly)?)
+    }
+}
+
+/// Locks, also after a panic elsewhere: what these locks guard is replaced whole, or names its own failure.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,6 @@
+//! The store under a seeded schedule on a disk that lies, rule by rule, and under each fault by name.
+
+mod agent;
+mod hooked;
+mod rules;
+mod world;
