@@ -1,5 +1,5 @@
-//! Compiles the kernel side into a skeleton and hands the numbers of record.h to lib.rs. It must never write outside
-//! OUT_DIR.
+//! Compiles the kernel side into a skeleton and hands the numbers of record.h to lib.rs. It must
+//! never write outside OUT_DIR.
 
 use libbpf_cargo::SkeletonBuilder;
 use std::env;
@@ -53,8 +53,8 @@ fn find_clang() -> Result<PathBuf, String> {
         return Ok(clang);
     }
     Err(format!(
-        "{} does not run, and the kernel side needs it: install clang 14 or later (apt install clang), \
-         or name one in the environment variable CLANG",
+        "{} does not run, and the kernel side needs it: install clang 14 or later \
+         (apt install clang), or name one in the environment variable CLANG",
         clang.display()
     ))
 }

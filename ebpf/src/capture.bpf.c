@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
 /*
- * Watches every write of the protected disks: marks its granules first, then puts an event into the ring. It decides
- * nothing, waits for nothing and changes nothing in the kernel; what finds no room is counted, and stays marked.
+ * Watches every write of the protected disks: marks its granules first, then puts an event into
+ * the ring. It decides nothing, waits for nothing and changes nothing in the kernel; what finds
+ * no room is counted, and stays marked.
  *
- * Kernel addresses are scalars in every loop: a typed pointer that advances never converges in the verifier.
+ * Kernel addresses are scalars in every loop: a typed pointer that advances never converges in
+ * the verifier.
  */
 #include "kernel.bpf.h"
 
@@ -34,7 +36,10 @@ struct {
 	__array(values, struct marks);
 } active SEC(".maps");
 
-/* Both arrays of a slot, in a fixed order: a write that was marked before a cut may complete after it. */
+/*
+ * Both arrays of a slot, in a fixed order: a write that was marked before a cut may complete
+ * after it.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 2 * REDOUBT_SLOTS);
@@ -122,8 +127,8 @@ static __always_inline __u64 fill_of_ring(void)
 }
 
 /*
- * Each event compares the fill before and after itself, so whoever passes a multiple of the share sees it, however many
- * processors fill the ring at once.
+ * Each event compares the fill before and after itself, so whoever passes a multiple of the share
+ * sees it, however many processors fill the ring at once.
  */
 static __always_inline __u64 wake_flags(__u64 before, __u32 shift)
 {
@@ -132,13 +137,19 @@ static __always_inline __u64 wake_flags(__u64 before, __u32 shift)
 							       BPF_RB_NO_WAKEUP;
 }
 
-/* Fully ordered (the result is used), so no later event can stand in the ring before the loss is counted. */
+/*
+ * Fully ordered (the result is used), so no later event can stand in the ring before the
+ * loss is counted.
+ */
 static __always_inline __u64 count_in_order(__u64 *counter)
 {
 	return __sync_fetch_and_add(counter, 1);
 }
 
-/* Sets the bits of one word that lie between two granules; the number of the word counts from the first's. */
+/*
+ * Sets the bits of one word that lie between two granules; the number of the word counts
+ * from the first's.
+ */
 static int mark_word(__u32 number, void *context)
 {
 	struct marking *marking = context;
@@ -241,7 +252,10 @@ static __noinline int next_vector(struct copying *copying)
 DEFINE_PUT_PIECE(put_small_piece, REDOUBT_PIECE_SMALL_BYTES)
 DEFINE_PUT_PIECE(put_piece, REDOUBT_PIECE_BYTES)
 
-/* A piece never crosses the end of a vector; vectors span pages, which the direct map holds one after the other. */
+/*
+ * A piece never crosses the end of a vector; vectors span pages, which the direct map holds
+ * one after the other.
+ */
 static int copy_piece(__u32 number, void *context)
 {
 	struct copying *copying = context;
@@ -379,7 +393,8 @@ static __noinline int at_slot(__u32 index, const struct redoubt_record *seen)
 	marking.last = (event.offset + event.length - 1) >> REDOUBT_GRANULE_SHIFT;
 	if (seen->kind == REDOUBT_KIND_COMPLETED) {
 		__sync_fetch_and_add(&slot->completions, 1);
-		if (!is_marked(2 * index, marking.first) && !is_marked(2 * index + 1, marking.first))
+		if (!is_marked(2 * index, marking.first) &&
+		    !is_marked(2 * index + 1, marking.first))
 			__sync_fetch_and_add(&slot->unmarked, 1);
 	}
 	mark(&marking);
@@ -412,7 +427,10 @@ static __always_inline void at_device(struct redoubt_device *device, struct redo
 	}
 }
 
-/* Fills the event from the bio's current range; the device's slots, or nothing where the bio is none of ours. */
+/*
+ * Fills the event from the bio's current range; the device's slots, or nothing where the bio
+ * is none of ours.
+ */
 static __noinline struct redoubt_device *look_up(__u64 bio_address, struct redoubt_record *seen)
 {
 	struct bio *bio = (void *)bio_address;
@@ -468,7 +486,10 @@ int split(void *context)
 	return 0;
 }
 
-/* A bio that ends without a request: on bio-based disks all, elsewhere one that must not wait (REQ_NOWAIT). */
+/*
+ * A bio that ends without a request: on bio-based disks all, elsewhere one that must not
+ * wait (REQ_NOWAIT).
+ */
 SEC("tp_btf/block_bio_complete")
 int bio_completed(void *context)
 {
@@ -513,7 +534,10 @@ static int complete_bio(__u32 number, void *context)
 	return 0;
 }
 
-/* A request ends as a whole or in part: the bios in its front do, in their order, `bytes` of them. */
+/*
+ * A request ends as a whole or in part: the bios in its front do, in their order, `bytes` of
+ * them.
+ */
 SEC("tp_btf/block_rq_complete")
 int request_completed(void *context)
 {

@@ -1,6 +1,7 @@
 /*
- * The few fields of the kernel's structures that the programs read. CO-RE finds their places on the running kernel; the
- * order and size here mean nothing. One shim for each named change of the kernel stands at the end.
+ * The few fields of the kernel's structures that the programs read. CO-RE finds their places on
+ * the running kernel; the order and size here mean nothing. One shim for each named change of the
+ * kernel stands at the end.
  */
 #ifndef REDOUBT_KERNEL_BPF_H
 #define REDOUBT_KERNEL_BPF_H

@@ -1,5 +1,6 @@
-//! The kernel side: the CO-RE programs that mark and capture, and their ABI. It holds no policy: what the events mean
-//! is the tracker's business, and nothing outside this crate may know a layout of record.h by heart.
+//! The kernel side: the CO-RE programs that mark and capture, and their ABI. It holds no policy:
+//! what the events mean is the tracker's business, and nothing outside this crate may know a layout
+//! of record.h by heart.
 
 use std::mem::{align_of, offset_of, size_of};
 
@@ -53,7 +54,8 @@ pub struct Slot {
     pub start: u64,
     /// Bytes.
     pub length: u64,
-    /// The kernel's sequence number of the whole disk: another disk under the same number has another.
+    /// The kernel's sequence number of the whole disk: another disk under the same number has
+    /// another.
     pub diskseq: u64,
     /// Bytes of the whole disk when the slot was made.
     pub device_bytes: u64,
@@ -128,8 +130,8 @@ macro_rules! plain {
         impl $layout {
             /// The value as the kernel has it in memory.
             pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
-                // SAFETY: the layout is integers without padding (its size is asserted to be that of record.h, which
-                // is the sum of its fields), so every byte is initialised.
+                // SAFETY: the layout is integers without padding (its size is asserted to be that
+                // of record.h, which is the sum of its fields), so every byte is initialised.
                 unsafe { std::mem::transmute_copy(self) }
             }
 
@@ -139,7 +141,8 @@ macro_rules! plain {
             /// Where `bytes` is shorter than the layout.
             pub fn from_bytes(bytes: &[u8]) -> Self {
                 assert!(bytes.len() >= size_of::<Self>(), "a whole {}", stringify!($layout));
-                // SAFETY: as long as the layout, and integers take every bit pattern; no alignment is assumed.
+                // SAFETY: as long as the layout, and integers take every bit pattern; no alignment
+                // is assumed.
                 unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() }
             }
         }

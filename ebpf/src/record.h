@@ -1,6 +1,7 @@
 /*
- * The layouts and numbers that the programs share with user space. Whatever changes here raises REDOUBT_ABI: an agent
- * adopts pinned programs only where they speak its own ABI. build.rs hands every REDOUBT_ number to lib.rs.
+ * The layouts and numbers that the programs share with user space. Whatever changes here raises
+ * REDOUBT_ABI: an agent adopts pinned programs only where they speak its own ABI. build.rs hands
+ * every REDOUBT_ number to lib.rs.
  */
 #ifndef REDOUBT_RECORD_H
 #define REDOUBT_RECORD_H
@@ -17,7 +18,10 @@
 #define REDOUBT_PIECE_BYTES 4096
 /* The small size of record: a sector. */
 #define REDOUBT_PIECE_SMALL_BYTES 512
-/* A bio above this share of the ring goes without its data, so that one bio can never fill the ring for ever. */
+/*
+ * A bio above this share of the ring goes without its data, so that one bio can never fill
+ * the ring for ever.
+ */
 #define REDOUBT_WHOLE_BIO_SHARE_SHIFT 4
 /* The reader is woken whenever the fill passes a multiple of this share of the ring. */
 #define REDOUBT_WAKE_SHARE_SHIFT 3
@@ -49,7 +53,7 @@
 
 /*
  *  0      1          2     3      4            8    16      24      32     40   48
- *  | kind | operation | slot | flags | piece_bytes | bio | offset | length | more | at | piece_bytes of data
+ *  | kind | operation | slot | flags | piece_bytes | bio | offset | length | more | at | data
  */
 struct redoubt_record {
 	__u8 kind;
@@ -69,7 +73,10 @@ struct redoubt_record {
 	__u64 at;
 };
 
-/* What is known of one protected disk or partition, and what was counted for it. User space writes the first half. */
+/*
+ * What is known of one protected disk or partition, and what was counted for it. User space
+ * writes the first half.
+ */
 struct redoubt_slot {
 	__u64 start;
 	__u64 length;

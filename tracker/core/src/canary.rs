@@ -1,5 +1,6 @@
-//! The proof at attach: writes to a scratch device of our own must be marked and come back in order with the very
-//! bytes. It must never touch another device, and the scratch device goes with this process at the latest.
+//! The proof at attach: writes to a scratch device of our own must be marked and come back in order
+//! with the very bytes. It must never touch another device, and the scratch device goes with this
+//! process at the latest.
 
 use crate::device::BlockDevice;
 use crate::probe::{Attached, Bases, Capability, ProbeError};
@@ -47,7 +48,8 @@ enum Seen {
     Completed { range: ByteRange, failed: bool },
 }
 
-/// Proves what the programs do, with each of the bases until one is right; leaves the right ones set, or none.
+/// Proves what the programs do, with each of the bases until one is right; leaves the right ones
+/// set, or none.
 pub(crate) fn prove(attached: &mut Attached, bases: &[Bases]) -> Result<Capability, ProbeError> {
     let scratch = Scratch::create().map_err(|source| ProbeError::Scratch { source })?;
     let device = BlockDevice::resolve(&scratch.path)
@@ -73,7 +75,8 @@ pub(crate) fn prove(attached: &mut Attached, bases: &[Bases]) -> Result<Capabili
     Ok(verdict)
 }
 
-/// Writes everything and compares what came back; the inner error is the reason why it is not the same.
+/// Writes everything and compares what came back; the inner error is the reason why it is not the
+/// same.
 fn trial_run(
     attached: &mut Attached,
     scratch: &Scratch,
@@ -153,7 +156,8 @@ fn compare(steps: &[(ByteRange, Operation)], seen: &[Seen], seed: u8) -> Result<
     Ok(())
 }
 
-/// Bytes that differ with step, place and trial, so that no wrong page looks right. A multiplicative hash of the place.
+/// Bytes that differ with step, place and trial, so that no wrong page looks right. A
+/// multiplicative hash of the place.
 fn pattern(step: usize, range: ByteRange, seed: u8) -> Vec<u8> {
     let step = u64::try_from(step).unwrap_or(0) << 56 | u64::from(seed) << 48;
     let byte = |at: u64| (at ^ step).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0];
@@ -251,7 +255,8 @@ fn configure(device: File, backing: &OwnedFd) -> io::Result<File> {
         },
         reserved: [0; 8],
     };
-    // SAFETY: the request reads one loop_config, whose layout is asserted above and which lives until it returns.
+    // SAFETY: the request reads one loop_config, whose layout is asserted above and which lives
+    // until it returns.
     unsafe { requests::loop_configure(device.as_raw_fd(), &config) }?;
     // A loop device keeps this from whoever used it before.
     // SAFETY: the request reads one int, which lives until it returns.

@@ -1,5 +1,5 @@
-//! What a path to a block device is, by the kernel's own word: the whole disk, the range on it, who uses it. It only
-//! looks; it must never change a device, nor take a name for an identity.
+//! What a path to a block device is, by the kernel's own word: the whole disk, the range on it, who
+//! uses it. It only looks; it must never change a device, nor take a name for an identity.
 
 use crate::probe::DiskIdentity;
 use std::fmt;
@@ -117,7 +117,10 @@ pub enum DeviceError {
         path: PathBuf,
     },
     /// Nobody writes to it.
-    #[error("{} is read-only, so there is nothing to track: blockdev --setrw makes it writable", path.display())]
+    #[error(
+        "{} is read-only, so there is nothing to track: blockdev --setrw makes it writable",
+        path.display()
+    )]
     ReadOnly {
         /// The path.
         path: PathBuf,
@@ -129,7 +132,10 @@ pub enum DeviceError {
         path: PathBuf,
     },
     /// Memory that is written without the block layer.
-    #[error("{} can be written past the block layer (DAX), where the tracker sees nothing", path.display())]
+    #[error(
+        "{} can be written past the block layer (DAX), where the tracker sees nothing",
+        path.display()
+    )]
     Dax {
         /// The path.
         path: PathBuf,
@@ -280,8 +286,8 @@ fn uses(sysfs: &Sysfs<'_>) -> Result<Vec<DeviceUse>, DeviceError> {
     Ok(found)
 }
 
-/// The mount that a line of mountinfo tells of, where it is of this device. File systems with numbers of their own
-/// (btrfs) are known by their source.
+/// The mount that a line of mountinfo tells of, where it is of this device. File systems with
+/// numbers of their own (btrfs) are known by their source.
 fn mounted(line: &str, number: DeviceNumber, node: &Path) -> Option<DeviceUse> {
     let (mount, file_system) = line.split_once(" - ")?;
     let mut fields = mount.split(' ').skip(2);

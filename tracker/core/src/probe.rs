@@ -1,5 +1,6 @@
-//! Owns the kernel side: open → loaded → attached, the pins that let it outlive us, the disks it watches, and the
-//! memory it shares. It interprets no write, and it must never detach what another run may still need.
+//! Owns the kernel side: open → loaded → attached, the pins that let it outlive us, the disks it
+//! watches, and the memory it shares. It interprets no write, and it must never detach what another
+//! run may still need.
 
 mod counters;
 mod disks;
@@ -37,7 +38,8 @@ pub struct ProbeOptions {
 }
 
 impl ProbeOptions {
-    /// Below this the largest bio with data (a sixteenth of the ring) would be less than an ordinary one.
+    /// Below this the largest bio with data (a sixteenth of the ring) would be less than an
+    /// ordinary one.
     pub const RING_BYTES_MIN: u32 = 1 << 16;
 }
 
@@ -67,7 +69,8 @@ pub enum ProbeError {
     },
     /// No BTF.
     #[error(
-        "this kernel tells no types (/sys/kernel/btf/vmlinux is missing): it needs CONFIG_DEBUG_INFO_BTF"
+        "this kernel tells no types (/sys/kernel/btf/vmlinux is missing): \
+         it needs CONFIG_DEBUG_INFO_BTF"
     )]
     NoTypes,
     /// A ring that cannot be.
@@ -81,7 +84,8 @@ pub enum ProbeError {
     },
     /// The kernel refused the programs.
     #[error(
-        "the kernel does not take the tracker's programs: it needs Linux 5.17 or later and CAP_BPF with CAP_PERFMON"
+        "the kernel does not take the tracker's programs: \
+         it needs Linux 5.17 or later and CAP_BPF with CAP_PERFMON"
     )]
     Load {
         /// What it said.
@@ -167,7 +171,8 @@ pub enum ProbeError {
     },
     /// The scratch device of the canary.
     #[error(
-        "the scratch loop device for the proof at attach: load the loop module, or free a loop device"
+        "the scratch loop device for the proof at attach: \
+         load the loop module, or free a loop device"
     )]
     Scratch {
         /// What went wrong.
@@ -175,7 +180,8 @@ pub enum ProbeError {
     },
     /// A write was not marked: nothing this tracker says could be believed.
     #[error(
-        "a write to a scratch device was not marked: this kernel's tracepoints are not what the tracker expects"
+        "a write to a scratch device was not marked: \
+         this kernel's tracepoints are not what the tracker expects"
     )]
     Blind,
 }
@@ -184,8 +190,9 @@ pub enum ProbeError {
 pub struct Probe;
 
 impl Probe {
-    /// Adopts the kernel side pinned in `directory` where that is complete and of this version; else takes away what is
-    /// left of it, loads and attaches a new one, and proves it with a canary write.
+    /// Adopts the kernel side pinned in `directory` where that is complete and of this version;
+    /// else takes away what is left of it, loads and attaches a new one, and proves it with a
+    /// canary write.
     pub fn attach(directory: &Path, options: ProbeOptions) -> Result<Attached, ProbeError> {
         pins::mount_bpf_fs()?;
         let pins = Pins::new(directory);
@@ -225,7 +232,8 @@ impl Probe {
     }
 }
 
-/// Programs that run, and everything shared with them. Dropping it leaves them running: the pins hold them.
+/// Programs that run, and everything shared with them. Dropping it leaves them running: the pins
+/// hold them.
 pub struct Attached {
     pins: Pins,
     adopted: bool,
@@ -267,7 +275,8 @@ impl Attached {
         self.ring.fill()
     }
 
-    /// Waits until another eighth of the ring is filled, at most for `timeout`; whether it was woken.
+    /// Waits until another eighth of the ring is filled, at most for `timeout`; whether it was
+    /// woken.
     pub fn wait(&self, timeout: Duration) -> Result<bool, ProbeError> {
         self.ring.wait(timeout).map_err(|source| ProbeError::Memory { what: "the ring", source })
     }

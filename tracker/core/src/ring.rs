@@ -1,5 +1,6 @@
-//! Reads the ring that the programs fill, in place: pieces of a write stay where the kernel put them until the last has
-//! come. It must never free room that an open write still lies in, nor read a record before its busy bit is gone.
+//! Reads the ring that the programs fill, in place: pieces of a write stay where the kernel put
+//! them until the last has come. It must never free room that an open write still lies in, nor read
+//! a record before its busy bit is gone.
 
 use crate::probe::memory::{Mapping, index, page_bytes};
 use crate::source::{BioKey, Event, Operation, RingPosition};
@@ -23,7 +24,8 @@ const RELEASE_SHARE: u64 = 32;
 /// The reader's side of the ring. There may be only one: it alone moves the consumer position.
 pub struct Ring {
     consumer: Mapping,
-    /// The producer's position in the first page, then the data, twice in a row: no record is ever split.
+    /// The producer's position in the first page, then the data, twice in a row: no record is ever
+    /// split.
     producer: Mapping,
     bytes: u64,
     data_offset: usize,
@@ -57,7 +59,8 @@ impl Ring {
         let producer = Mapping::new(map, page, page + 2 * index(bytes), false)?;
         let read = consumer.word(0).load(Ordering::Acquire);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        // Edge-triggered: the ring is readable from the first byte on, and we want the programs' own wake-ups only.
+        // Edge-triggered: the ring is readable from the first byte on, and we want the programs'
+        // own wake-ups only.
         epoll.add(map, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))?;
         let open = HashMap::new();
         Ok(Self { consumer, producer, bytes, data_offset: page, read, released: read, open, epoll })
@@ -73,7 +76,8 @@ impl Ring {
         self.produced().0.saturating_sub(self.released)
     }
 
-    /// Waits until an eighth of the ring more is filled, or for at most `timeout`; whether it was woken.
+    /// Waits until an eighth of the ring more is filled, or for at most `timeout`; whether it was
+    /// woken.
     pub fn wait(&self, timeout: Duration) -> nix::Result<bool> {
         let timeout = EpollTimeout::try_from(timeout).unwrap_or(EpollTimeout::MAX);
         match self.epoll.wait(&mut [EpollEvent::empty()], timeout) {
@@ -127,9 +131,9 @@ impl Ring {
     fn slice(&self, position: u64, length: u64) -> &[u8] {
         debug_assert!(position >= self.released && length <= self.bytes);
         let offset = self.data_offset + index(position & (self.bytes - 1));
-        // SAFETY: the record's busy bit was seen cleared (acquire), so the kernel has finished writing; it writes there
-        // again only after the consumer position has passed, which `release` does through `&mut self`, when no such
-        // slice lives any more.
+        // SAFETY: the record's busy bit was seen cleared (acquire), so the kernel has finished
+        // writing; it writes there again only after the consumer position has passed, which
+        // `release` does through `&mut self`, when no such slice lives any more.
         unsafe { self.producer.bytes(offset, index(length)) }
     }
 
@@ -175,7 +179,8 @@ impl Ring {
         let start = position - HEADER_BYTES;
         let mut write = match open {
             Some(write) if write.next == record.more => write,
-            // The pieces before were forgotten or lost: the loss is counted, this is no write any more.
+            // The pieces before were forgotten or lost: the loss is counted, this is no write any
+            // more.
             _ if record.more != 0 => return,
             _ => OpenWrite { start, next: 0, pieces: Vec::new() },
         };

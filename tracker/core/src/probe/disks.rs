@@ -1,5 +1,6 @@
-//! The disks that the programs watch: their arrays, and the swap that ends an epoch. It must never make a slot known to
-//! the programs before its arrays stand, nor free an array that a program may still mark.
+//! The disks that the programs watch: their arrays, and the swap that ends an epoch. It must never
+//! make a slot known to the programs before its arrays stand, nor free an array that a program may
+//! still mark.
 
 use super::memory::{Mapping, index};
 use super::pins::Pins;
@@ -44,7 +45,8 @@ pub struct PinnedDisk {
 pub struct DiskCounters {
     /// Events that found no room in the ring.
     pub lost: u64,
-    /// Completions whose range nobody had marked: a submission was missed, or was made before the disk was added.
+    /// Completions whose range nobody had marked: a submission was missed, or was made before the
+    /// disk was added.
     pub unmarked: u64,
     /// Submissions of which a page could not be copied.
     pub unreadable: u64,
@@ -208,7 +210,8 @@ impl Attached {
         self.forget_disk(disk)
     }
 
-    /// The disks that are watched, with what they were when they were added: compare before trusting their marks.
+    /// The disks that are watched, with what they were when they were added: compare before
+    /// trusting their marks.
     pub fn disks(&self) -> Vec<PinnedDisk> {
         let known =
             |disk: &DiskIndex| PinnedDisk { disk: *disk, identity: self.slots.identity(*disk) };
@@ -255,7 +258,8 @@ impl Attached {
         Pins::remove(&self.pins.array(disk, 1))
     }
 
-    /// Takes hold of the disks of an earlier run; one whose adding was interrupted was never promised, and goes.
+    /// Takes hold of the disks of an earlier run; one whose adding was interrupted was never
+    /// promised, and goes.
     pub(super) fn adopt_disks(&mut self) -> Result<(), ProbeError> {
         for number in 0..DiskIndex::LIMIT {
             let disk = DiskIndex(number);
@@ -297,7 +301,8 @@ impl Attached {
         if !known.spare_is_clear() {
             return Err(ProbeError::SpareNotClear { disk });
         }
-        // The kernel returns from this once no running program holds the old array (maybe_wait_bpf_programs).
+        // The kernel returns from this once no running program holds the old array
+        // (maybe_wait_bpf_programs).
         put_inner("active", &self.active, u32::from(disk.0), &known.maps[1 - known.active])?;
         known.active = 1 - known.active;
         Ok(())

@@ -1,5 +1,6 @@
-//! From the object to attached and pinned programs: open → loaded → attached, each a type that only the one before it
-//! makes. It must never attach a program before every map is pinned, nor submissions before completions.
+//! From the object to attached and pinned programs: open → loaded → attached, each a type that only
+//! the one before it makes. It must never attach a program before every map is pinned, nor
+//! submissions before completions.
 
 use super::pins::{COMPLETION_PROGRAMS, Pins, SUBMISSION_PROGRAMS};
 use super::{ProbeError, ProbeOptions};
@@ -63,7 +64,8 @@ impl<'object> Opened<'object> {
 }
 
 impl Loaded<'_> {
-    /// Pins the maps, then attaches and pins program after program. What it returns are the bases worth trying.
+    /// Pins the maps, then attaches and pins program after program. What it returns are the bases
+    /// worth trying.
     pub(crate) fn attach(mut self, pins: &Pins) -> Result<Vec<PageBases>, ProbeError> {
         pins.create()?;
         self.write_settings()?;

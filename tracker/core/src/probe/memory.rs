@@ -1,5 +1,6 @@
-//! A kernel map as memory of ours. The only place that maps it; whoever reads it here reads atomics, for the kernel
-//! writes at the same time. It must never hand out a plain reference into such memory.
+//! A kernel map as memory of ours. The only place that maps it; whoever reads it here reads
+//! atomics, for the kernel writes at the same time. It must never hand out a plain reference into
+//! such memory.
 
 use libbpf_rs::{MapCore, MapHandle, MapType};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -29,10 +30,11 @@ pub(crate) struct Mapping {
     bytes: usize,
 }
 
-// SAFETY: the mapping is owned by this value alone until it is unmapped in drop, is not tied to a thread, and is read
-// and written through atomics only.
+// SAFETY: the mapping is owned by this value alone until it is unmapped in drop, is not tied to a
+// thread, and is read and written through atomics only.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; all access through a shared reference is atomic or to parts that the kernel no longer writes.
+// SAFETY: as above; all access through a shared reference is atomic or to parts that the kernel no
+// longer writes.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -50,7 +52,8 @@ impl Mapping {
             ProtFlags::PROT_READ
         };
         let offset = i64::try_from(offset).map_err(|_| nix::Error::EINVAL)?;
-        // SAFETY: no address is asked for, so nothing of ours is mapped over; the length is not zero.
+        // SAFETY: no address is asked for, so nothing of ours is mapped over; the length is not
+        // zero.
         let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, offset)? };
         Ok(Self { start: start.cast(), bytes })
     }
@@ -65,8 +68,9 @@ impl Mapping {
     /// The 64-bit word at a byte offset.
     pub(crate) fn word(&self, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.bytes, "a word within the mapping");
-        // SAFETY: the word is aligned and lies within the mapping, which lives as long as `self`; atomics may be
-        // shared with the kernel, which writes words of this size with atomic instructions.
+        // SAFETY: the word is aligned and lies within the mapping, which lives as long as `self`;
+        // atomics may be shared with the kernel, which writes words of this size with atomic
+        // instructions.
         unsafe { AtomicU64::from_ptr(self.start.as_ptr().add(offset).cast()) }
     }
 
@@ -86,14 +90,16 @@ impl Mapping {
             offset.checked_add(length).is_some_and(|end| end <= self.bytes),
             "a slice within the mapping"
         );
-        // SAFETY: within the mapping, which lives as long as `self`; the caller holds the kernel off.
+        // SAFETY: within the mapping, which lives as long as `self`; the caller holds the kernel
+        // off.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(offset), length) }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length; every reference into it borrowed `self` and is gone.
+        // SAFETY: mapped by `new` with this length; every reference into it borrowed `self` and is
+        // gone.
         let unmapped = unsafe { munmap(self.start.cast(), self.bytes) };
         debug_assert!(unmapped.is_ok());
     }

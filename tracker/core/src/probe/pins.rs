@@ -1,5 +1,6 @@
-//! The names under which the programs and maps live on in bpffs when no process holds them. It must never leave half a
-//! set behind that could be taken for a whole one: `Settings::complete` is set last.
+//! The names under which the programs and maps live on in bpffs when no process holds them. It must
+//! never leave half a set behind that could be taken for a whole one: `Settings::complete` is set
+//! last.
 
 use super::ProbeError;
 use nix::mount::{MsFlags, mount};
@@ -67,8 +68,8 @@ impl Pins {
         }
     }
 
-    /// Ends the tracking: what has no name and no holder any more, the kernel detaches and frees. Submissions first, so
-    /// that no write is seen to begin whose end would be missed.
+    /// Ends the tracking: what has no name and no holder any more, the kernel detaches and frees.
+    /// Submissions first, so that no write is seen to begin whose end would be missed.
     pub(crate) fn remove_all(&self) -> Result<(), ProbeError> {
         for program in SUBMISSION_PROGRAMS.iter().chain(&COMPLETION_PROGRAMS) {
             Self::remove(&self.link(program))?;

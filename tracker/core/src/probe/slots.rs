@@ -1,5 +1,6 @@
-//! The table of protected disks that the programs read and count in. Every field has one writer: us for what a slot is,
-//! the programs for what they count; it must never write the latter while the slot is present.
+//! The table of protected disks that the programs read and count in. Every field has one writer: us
+//! for what a slot is, the programs for what they count; it must never write the latter while the
+//! slot is present.
 
 use super::disks::{DiskCounters, DiskIdentity};
 use super::memory::Mapping;
@@ -73,7 +74,8 @@ impl Slots {
     }
 
     pub(super) fn counters(&self, disk: DiskIndex) -> DiskCounters {
-        // SeqCst: a loss must not be read earlier than the events that were drained before this call.
+        // SeqCst: a loss must not be read earlier than the events that were drained before this
+        // call.
         let get = |field| self.word(disk, field).load(Ordering::SeqCst);
         DiskCounters {
             lost: get(offset_of!(Slot, lost)),

@@ -1,4 +1,5 @@
-//! Loop disks, pin directories and writers for the tests; everything is taken away when dropped, also by a panic.
+//! Loop disks, pin directories and writers for the tests; everything is taken away when dropped,
+//! also by a panic.
 
 use redoubt_log::{ByteRange, DiskIndex};
 use redoubt_tracker::device::BlockDevice;

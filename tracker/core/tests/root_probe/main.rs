@@ -1,4 +1,5 @@
-//! The kernel side on real loop disks: what is written is marked, comes in order, and can be replayed. Needs root.
+//! The kernel side on real loop disks: what is written is marked, comes in order, and can be
+//! replayed. Needs root.
 
 mod bench;
 mod recorded;
@@ -7,6 +8,7 @@ use bench::*;
 use redoubt_log::{ByteRange, DiskIndex};
 use redoubt_tracker::device::{BlockDevice, DeviceError, DeviceUse};
 use redoubt_tracker::probe::{Attached, Capability, Probe, ProbeError, ProbeOptions};
+use redoubt_tracker::source::Operation;
 use redoubt_tracker::{Array, CaptureMode, ChangeSource};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,6 +37,38 @@ fn the_canary_proves_data_capture_here() {
 }
 
 #[test]
+fn a_write_across_a_slots_edge_comes_clipped_and_without_data() {
+    let pins = PinDirectory::new("edge");
+    let disk = LoopDisk::new(16 << 20);
+    let partition = disk.partition(8);
+    let mut attached = pins.attach(RING);
+    track(&mut attached, DISK, &partition, CaptureMode::Data);
+    track(&mut attached, DiskIndex(1), &disk.path, CaptureMode::Metadata);
+    let file = open_direct(&disk.path);
+    write_direct(&file, ByteRange::new((1 << 20) - 4096, 8192), 5).expect("a write");
+    let events: Vec<_> = drain(&mut attached)
+        .into_iter()
+        .filter_map(|event| match event {
+            Kept::Submitted { disk, range, operation: Operation::Write, data } => {
+                Some((disk.0, true, range, data))
+            }
+            Kept::Completed { disk, range, failed: false } => Some((disk.0, false, range, None)),
+            _ => None,
+        })
+        .collect();
+    let (part, whole) = (ByteRange::new(0, 4096), ByteRange::new((1 << 20) - 4096, 8192));
+    let expected = [
+        (0, true, part, None),
+        (1, true, whole, None),
+        (0, false, part, None),
+        (1, false, whole, None),
+    ];
+    assert_eq!(events, expected);
+    assert_eq!(marks(&attached, DISK, Array::Active), [part]);
+    assert_eq!(marks(&attached, DiskIndex(1), Array::Active), [whole]);
+}
+
+#[test]
 fn a_small_ring_loses_events_but_no_mark() {
     let pins = PinDirectory::new("small-ring");
     let disk = LoopDisk::new(64 << 20);
@@ -53,7 +87,8 @@ fn a_small_ring_loses_events_but_no_mark() {
     for number in 0..512 {
         assert!(is_marked(&marked, ByteRange::new(number * 3 * GRANULE, GRANULE)));
     }
-    // Room again: what comes now comes whole. A bio above a sixteenth of the ring comes without its data.
+    // Room again: what comes now comes whole. A bio above a sixteenth of the ring comes without its
+    // data.
     let lost = attached.lost(DISK);
     attached.forget_partial(DISK);
     write_direct(&file, ByteRange::new(0, GRANULE), 9).expect("a write");

@@ -1,4 +1,5 @@
-//! A recorded run: the events of several disks under load, replayed onto their base images, give the disks.
+//! A recorded run: the events of several disks under load, replayed onto their base images, give
+//! the disks.
 
 use crate::bench::*;
 use crate::track;
@@ -70,7 +71,8 @@ fn random_range(random: &mut StdRng, limit: u64, longest: u64) -> ByteRange {
     ByteRange::new(offset, length)
 }
 
-/// One writer a disk, one write at a time: overlaps are never in flight at once, so the replay must be exact.
+/// One writer a disk, one write at a time: overlaps are never in flight at once, so the replay must
+/// be exact.
 fn write_much(path: &Path, limit: u64, seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
     let direct = open_direct(path);
