@@ -1,1 +1,236 @@
-//! The Unified Agent: tracks, reads, seals and ships a machine's changes.
+//! The Unified Agent: tracks, reads, seals and ships a machine's changes to the master target. Three threads: the owner of
+//! the tracker, the sealer, the session. It must never stall the machine that it protects.
+
+mod check;
+mod control;
+mod copy_out;
+mod disks;
+mod error;
+mod frame_log;
+mod link;
+mod locks;
+mod marks;
+mod owner;
+mod pace;
+mod privileges;
+mod reader;
+mod requests;
+mod sealer;
+mod session;
+mod snapshot;
+mod state;
+
+pub use check::{check, devices};
+pub use error::AgentError;
+
+use control::Control;
+use crossbeam::channel;
+use disks::ProtectedDisks;
+use locks::StateLock;
+use nix::sys::signal::{SigSet, Signal};
+use owner::{Command, Owner, Parts, Shared};
+use redoubt_control::audit::AuditLog;
+use redoubt_control::names::Name;
+use redoubt_control::runtime::create_private_directory;
+use redoubt_control::socket::Server;
+use redoubt_control::status::Role;
+use redoubt_control::{AgentOptions, options};
+use redoubt_protocol::message::RunId;
+use redoubt_protocol::{AgentSelf, AgentSession, WINDOW_FRAMES, WindowLimits};
+use redoubt_tracker::probe::{Probe, ProbeOptions};
+use redoubt_transport::{AgentIdentity, Token, TransportError, enrol};
+use session::{Driver, Inputs};
+use snapshot::{SharedLink, SharedSnapshot};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// Commands to the owner that may wait: an operator's few.
+const COMMANDS_WAITING: usize = 64;
+
+/// Questions to the target that may wait.
+const ASKS_WAITING: usize = 16;
+
+/// Between two attempts to join a site that cannot be reached.
+const ENROL_RETRY: Duration = Duration::from_secs(2);
+
+/// Runs the agent until SIGTERM or SIGINT, or until another run takes its place.
+pub fn run(options: AgentOptions) -> Result<(), AgentError> {
+    let signals = block_signals()?;
+    create_private_directory(&options.state)?;
+    create_private_directory(options.runtime.path())?;
+    let _lock = StateLock::take(&options.state)?;
+    let disks = ProtectedDisks::open(&options.state, &options.disks)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| AgentError::Start { what: "the network's runtime", source })?;
+    let stop = stop_on_signal(signals)?;
+    let Some((identity, stop)) = runtime.block_on(join_site(&options, stop))? else {
+        return Ok(());
+    };
+    let ring_bytes = u32::try_from(options.ring_bytes).unwrap_or(u32::MAX);
+    let source = Probe::attach(&pin_directory(&options.state), ProbeOptions { ring_bytes })?;
+    privileges::lock_memory();
+    privileges::drop_to_needed()?;
+    let name: Name = identity.name.as_str().parse().expect("both are names of the same grammar");
+    tracing::info!(%name, machine = %identity.machine, "protecting");
+    let shared = shared();
+    let sealer = sealer::start(identity.frame_key.clone())
+        .map_err(|source| AgentError::Start { what: "the sealer", source })?;
+    let (commands, obeyed) = channel::bounded(COMMANDS_WAITING);
+    let past = disks.past();
+    let me = AgentSelf {
+        machine: identity.machine,
+        run: RunId(uuid::Uuid::new_v4().into_bytes()),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        host_name: host_name(),
+        disks: disks.descriptions(),
+    };
+    let names = disks.names().into_iter().map(|(index, name, _)| (index, name)).collect();
+    let parts = Parts {
+        source,
+        machine: identity.machine,
+        disks,
+        commands: obeyed,
+        frames: sealer.input,
+        shared: shared.clone(),
+    };
+    let (owner, owner_failed) = start_owner(parts)?;
+    let (asks, asked) = mpsc::channel(ASKS_WAITING);
+    let known_past = Arc::new(Mutex::new(past));
+    let control = Control {
+        machine: identity.machine,
+        name,
+        disks: names,
+        shared: shared.clone(),
+        past: known_past.clone(),
+        owner: commands.clone(),
+        asks,
+        audit: AuditLog::new(&options.state),
+    };
+    let server = Server::start(&options.runtime, Role::Agent, Arc::new(control))?;
+    notify_ready();
+    let limits = window_limits(&options);
+    let seed = u64::from_le_bytes(me.run.0[..8].try_into().expect("eight of sixteen"));
+    let session = AgentSession::new(me, past, limits, seed, Instant::now());
+    let driver = Driver::new(session, identity, commands.clone(), shared, known_past);
+    let inputs = Inputs { sealed: sealer.output, asks: asked, stop, owner_failed };
+    let result = runtime.block_on(driver.run(inputs));
+    drop(server);
+    // An owner that has failed hears nothing any more; its own error is told below.
+    let _ = commands.send(Command::Stop);
+    drop(commands);
+    let owned = owner.join().map_err(|_| AgentError::Failed { what: "tracker" })?;
+    drop(runtime);
+    sealer.thread.join().map_err(|_| AgentError::Failed { what: "sealer" })?;
+    owned.and(result)
+}
+
+/// Removes what an agent with this state directory left in the kernel, if none runs there now.
+pub fn detach(state: &Path) -> Result<(), AgentError> {
+    let _lock = state.exists().then(|| StateLock::take(state)).transpose()?;
+    Ok(Probe::detach(&pin_directory(state))?)
+}
+
+/// Where the kernel side of a state directory is pinned: a name derived from its path.
+fn pin_directory(state: &Path) -> PathBuf {
+    let path = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
+    let path = path.canonicalize().unwrap_or(path);
+    let name = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, path.as_os_str().as_encoded_bytes());
+    Path::new("/sys/fs/bpf").join(format!("redoubt-{}", name.simple()))
+}
+
+fn shared() -> Shared {
+    Shared {
+        acknowledged: Arc::new(AtomicU64::new(0)),
+        applied: Arc::new(AtomicU64::new(0)),
+        snapshot: SharedSnapshot::new(),
+        link: SharedLink::default(),
+    }
+}
+
+fn window_limits(options: &AgentOptions) -> WindowLimits {
+    let bytes = usize::try_from(options.window_bytes).unwrap_or(usize::MAX);
+    WindowLimits { bytes, frames: WINDOW_FRAMES }
+}
+
+type OwnerThread = (JoinHandle<Result<(), AgentError>>, oneshot::Receiver<()>);
+
+/// Starts the owner; the receiver hears when it ends, whatever the reason.
+fn start_owner(parts: Parts) -> Result<OwnerThread, AgentError> {
+    let (ended, hears) = oneshot::channel();
+    let owner = Owner::new(parts)?;
+    let run = move || {
+        let result = owner.run();
+        drop(ended);
+        result
+    };
+    let thread = std::thread::Builder::new().name("tracker".to_owned()).spawn(run);
+    Ok((thread.map_err(|source| AgentError::Start { what: "the tracker", source })?, hears))
+}
+
+/// The identity of this machine: the one it has, or the one that the token earns. `None` when told to stop.
+async fn join_site(
+    options: &AgentOptions,
+    mut stop: oneshot::Receiver<()>,
+) -> Result<Option<(AgentIdentity, oneshot::Receiver<()>)>, AgentError> {
+    if let Some(identity) = AgentIdentity::load(&options.state)? {
+        return Ok(Some((identity, stop)));
+    }
+    let no_token = || AgentError::NoToken { directory: options.state.clone() };
+    let token = options.token.as_ref().map(options::Token::expose).ok_or_else(no_token)?;
+    let token: Token = token.parse()?;
+    loop {
+        match enrol(&options.state, &token, &host_name()).await {
+            Ok(identity) => return Ok(Some((identity, stop))),
+            Err(error @ (TransportError::Unreachable { .. } | TransportError::Lost(_))) => {
+                tracing::warn!(%error, "not joined yet, trying again");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            _ = &mut stop => return Ok(None),
+            () = tokio::time::sleep(ENROL_RETRY) => {}
+        }
+    }
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Threads started from here on leave these signals to the one that waits for them.
+fn block_signals() -> Result<SigSet, AgentError> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals
+        .thread_block()
+        .map_err(|error| AgentError::Start { what: "signal handling", source: error.into() })?;
+    Ok(signals)
+}
+
+fn stop_on_signal(signals: SigSet) -> Result<oneshot::Receiver<()>, AgentError> {
+    let (stop, stopped) = oneshot::channel();
+    let wait = move || {
+        if let Ok(signal) = signals.wait() {
+            tracing::info!(%signal, "stopping");
+        }
+        drop(stop);
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)
+        .map_err(|source| AgentError::Start { what: "the signal thread", source })?;
+    Ok(stopped)
+}
+
+fn notify_ready() {
+    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
+        tracing::debug!(%error, "no service manager was told");
+    }
+}

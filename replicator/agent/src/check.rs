@@ -1,0 +1,98 @@
+//! What can be protected here, and how well: for `redoubt disks` and `redoubt agent --check`. It changes nothing that
+//! stays.
+
+use crate::error::AgentError;
+use redoubt_control::AgentOptions;
+use redoubt_control::names::Name;
+use redoubt_control::status::{CheckReport, DeviceReport, TrackerMode};
+use redoubt_tracker::device::{BlockDevice, DeviceError, DeviceUse};
+use redoubt_tracker::probe::{Capability, Probe, ProbeError, ProbeOptions};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Ring of the trial: enough for the canary.
+const TRIAL_RING_BYTES: u32 = 1 << 20;
+
+/// Whether this machine, and the disks that were asked for, can be protected.
+pub fn check(options: &AgentOptions) -> Result<CheckReport, AgentError> {
+    let pins = PathBuf::from(format!("/sys/fs/bpf/redoubt-check-{}", std::process::id()));
+    let trial = Probe::attach(&pins, ProbeOptions { ring_bytes: TRIAL_RING_BYTES });
+    let (mode, reason, remedy) = match &trial {
+        Ok(attached) => match attached.capability() {
+            Capability::Data => (Some(TrackerMode::Data), None, None),
+            Capability::Bitmap(reason) => (Some(TrackerMode::Bitmap), Some(reason.clone()), None),
+        },
+        Err(error) => (None, Some(error.to_string()), remedy_of(error)),
+    };
+    drop(trial);
+    Probe::detach(&pins)?;
+    let paths = options.disks.iter().map(|disk| disk.device.clone());
+    Ok(CheckReport { mode, reason, remedy, disks: paths.map(|path| report(&path)).collect() })
+}
+
+fn remedy_of(error: &ProbeError) -> Option<String> {
+    match error {
+        ProbeError::Load { .. } | ProbeError::BpfFs { .. } => {
+            Some("run it as root, on Linux 5.17 or later with BPF enabled".to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// Every block device of this machine that holds anything.
+pub fn devices() -> Result<Vec<DeviceReport>, AgentError> {
+    let directory = Path::new("/sys/class/block");
+    let failed = |source| AgentError::State { path: directory.to_owned(), source };
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .map_err(failed)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| holds_anything(&directory.join(name)))
+        .collect();
+    names.sort();
+    Ok(names.iter().map(|name| report(&Path::new("/dev").join(name))).collect())
+}
+
+fn holds_anything(sysfs: &Path) -> bool {
+    fs::read_to_string(sysfs.join("size")).is_ok_and(|sectors| sectors.trim() != "0")
+}
+
+fn report(path: &Path) -> DeviceReport {
+    let name_of = |path: &Path| {
+        let text = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Name::derive(&text).or_else(|_| Name::derive("disk")).expect("a plain word is a name")
+    };
+    match BlockDevice::resolve(path) {
+        Ok(device) => DeviceReport {
+            device: device.path.clone(),
+            name: name_of(device.stable_name.as_deref().unwrap_or(&device.path)),
+            size_bytes: device.length,
+            logical_block_bytes: device.logical_block_bytes,
+            used_by: device.uses.iter().map(use_of).collect(),
+            mode: Some(if device.request_based { TrackerMode::Data } else { TrackerMode::Bitmap }),
+            reason: None,
+            remedy: None,
+        },
+        Err(error) => unfit(path, name_of(path), &error),
+    }
+}
+
+fn use_of(usage: &DeviceUse) -> String {
+    match usage {
+        DeviceUse::Mounted(place) => place.display().to_string(),
+        DeviceUse::Swap => "swap".to_owned(),
+        DeviceUse::Held(holder) => holder.clone(),
+    }
+}
+
+fn unfit(path: &Path, name: Name, error: &DeviceError) -> DeviceReport {
+    DeviceReport {
+        device: path.to_owned(),
+        name,
+        size_bytes: 0,
+        logical_block_bytes: 0,
+        used_by: Vec::new(),
+        mode: None,
+        reason: Some(error.to_string()),
+        remedy: None,
+    }
+}

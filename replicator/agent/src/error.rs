@@ -1,0 +1,125 @@
+//! What can end or stop the agent, with what the operator can do about it.
+
+use redoubt_control::runtime::DirectoryError;
+use redoubt_control::socket::SocketError;
+use redoubt_engine::ring::EngineError;
+use redoubt_protocol::message::Refusal;
+use redoubt_tracker::device::DeviceError;
+use redoubt_tracker::probe::ProbeError;
+use std::path::PathBuf;
+
+/// Why the agent does not start, or does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The state directory's own file.
+    #[error("state file {path}: {source} (is the state directory on a disk with room?)", path = path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The state file does not parse.
+    #[error("state file {path} is damaged: {source} (restore it, or begin with a new state directory and a new token)", path = path.display())]
+    StateContent {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// The state file is of a later build.
+    #[error("state file {path} has version {version}, which this build does not know: install the newer redoubt again", path = path.display())]
+    StateVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// Another agent runs on this state directory.
+    #[error("{directory}: another agent runs with this state directory: stop it, or give this one its own --state", directory = directory.display())]
+    StateLocked {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// A lock file cannot be made.
+    #[error("lock {path}: {source}", path = path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another agent protects the disk.
+    #[error("{device}: another agent protects this disk already: stop it, or let it go with `redoubt agent --detach`", device = device.display())]
+    DiskLocked {
+        /// The device node.
+        device: PathBuf,
+    },
+    /// Two disks of one name.
+    #[error("two disks are called {name}: give one another name with --disk DEV=NAME")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// Too many disks.
+    #[error("more than {limit} disks on one machine")]
+    TooManyDisks {
+        /// The bound.
+        limit: u8,
+    },
+    /// Nothing to protect.
+    #[error("no disk to protect: give --disk DEV (`redoubt disks` lists them)")]
+    NoDisk,
+    /// No identity and no token.
+    #[error("{directory} has no identity yet: give the token that `redoubt invite` printed at the target (--token or --token-file)", directory = directory.display())]
+    NoToken {
+        /// The state directory.
+        directory: PathBuf,
+    },
+    /// A device that cannot be protected.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The kernel side.
+    #[error("tracker: {0}")]
+    Probe(#[from] ProbeError),
+    /// A disk that does not open.
+    #[error("{device}: cannot be opened for reading: {source}", device = device.display())]
+    OpenDisk {
+        /// The device node.
+        device: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The read queue.
+    #[error("reading the disks: {0}")]
+    Engine(EngineError),
+    /// A directory of ours.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The local socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Identity, enrolment, connection.
+    #[error(transparent)]
+    Transport(#[from] redoubt_transport::TransportError),
+    /// Another run took this one's place.
+    #[error("{0}: another agent with this identity has connected; this one ends")]
+    Replaced(Refusal),
+    /// A thread or signal handler could not be had.
+    #[error("cannot start {what}: {source}")]
+    Start {
+        /// Of what.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A capability set was refused.
+    #[error("cannot give up privileges: {0}")]
+    Privileges(String),
+    /// A thread panicked.
+    #[error("the {what} thread has failed: see the log above")]
+    Failed {
+        /// Which.
+        what: &'static str,
+    },
+}

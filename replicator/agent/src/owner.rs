@@ -1,0 +1,373 @@
+//! The thread that owns the tracker: drains the ring into the log, reads what the log lacks, takes points, drops epochs.
+//! One loop, one owner: nobody else touches the tracker, and the loop never waits for the network.
+
+use crate::disks::ProtectedDisks;
+use crate::error::AgentError;
+use crate::frame_log::{FrameLog, Ready, Terms};
+use crate::marks::{MarkRequest, Marks};
+use crate::pace::Pace;
+use crate::reader::{READ_BYTES, Reader};
+use crate::snapshot::{SharedLink, SharedSnapshot, Snapshot, Unsealed};
+use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
+use redoubt_log::{DiskIndex, DiskSet, GapReason, MachineId, Sequence, WallTime};
+use redoubt_protocol::AgentPast;
+use redoubt_protocol::message::Welcome;
+use redoubt_tracker::probe::Attached;
+use redoubt_tracker::{ChangeSource, Tracking};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Frames that may wait for the sealer before the ring is left alone: the batch behind them holds as much again.
+const BACKLOG_FRAMES: usize = 4;
+
+/// How long an idle loop sleeps: the agent's share of the RPO, at 50 cheap wake-ups a second. The ring wakes it
+/// earlier when it fills.
+const IDLE_WAIT: Duration = Duration::from_millis(20);
+
+/// How long it sleeps while reads are under way: an acknowledged read is short.
+const READ_WAIT: Duration = Duration::from_millis(1);
+
+/// Part of the ring that may fill while frames find no way out. Beyond it capture would only pay for what is
+/// lost anyway: it is switched off, and the bitmap alone goes on.
+const RING_FILL_MOST: f64 = 0.75;
+
+/// How often the snapshot for the status is made.
+const SNAPSHOT_EVERY: Duration = Duration::from_millis(250);
+
+/// How often the bitmap is cut where it can be: what a restart has to read again was written within two of these.
+const ROTATE_EVERY: Duration = Duration::from_secs(5);
+
+/// What the owner is told.
+pub(crate) enum Command {
+    /// A session stands, on these terms.
+    Started { welcome: Box<Welcome>, past: AgentPast, resumed: bool },
+    /// The log's continuity is lost: nothing is logged until a session starts anew.
+    Resync,
+    /// A point is asked for.
+    Mark(MarkRequest),
+    /// The operator pauses, or ends the pause.
+    Pause(bool),
+    /// The agent ends.
+    Stop,
+}
+
+/// What the owner shares with the session.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    /// The newest sequence that is durable at the master target.
+    pub acknowledged: Arc<AtomicU64>,
+    /// The newest sequence that the replica disks hold.
+    pub applied: Arc<AtomicU64>,
+    pub snapshot: SharedSnapshot,
+    pub link: SharedLink,
+}
+
+/// The owner's loop.
+pub(crate) struct Owner {
+    pub source: Attached,
+    pub tracking: Tracking,
+    pub machine: MachineId,
+    pub disks: ProtectedDisks,
+    pub commands: Receiver<Command>,
+    pub frames: Sender<Ready>,
+    pub shared: Shared,
+    pub reader: Reader,
+    log: Option<FrameLog>,
+    resync: bool,
+    marks: Marks,
+    unacknowledged: Unsealed,
+    seen_acknowledged: Sequence,
+    paused_by_operator: bool,
+    overloaded: bool,
+    rotated: Instant,
+    pace: Pace,
+}
+
+/// What the owner is made of.
+pub(crate) struct Parts {
+    pub source: Attached,
+    pub machine: MachineId,
+    pub disks: ProtectedDisks,
+    pub commands: Receiver<Command>,
+    pub frames: Sender<Ready>,
+    pub shared: Shared,
+}
+
+impl Owner {
+    /// An owner of tracked disks, of which nothing is logged yet.
+    pub fn new(parts: Parts) -> Result<Self, AgentError> {
+        let Parts { source, machine, disks, commands, frames, shared } = parts;
+        let reader = Reader::new(disks.open_all()?)?;
+        let now = Instant::now();
+        Ok(Self {
+            source,
+            tracking: Tracking::default(),
+            machine,
+            disks,
+            commands,
+            frames,
+            shared,
+            reader,
+            log: None,
+            resync: false,
+            marks: Marks::new(now),
+            unacknowledged: Unsealed::default(),
+            seen_acknowledged: Sequence(0),
+            paused_by_operator: false,
+            overloaded: false,
+            rotated: now,
+            pace: Pace::new(now),
+        })
+    }
+
+    /// Runs until it is told to stop, or its other ends are gone.
+    pub fn run(mut self) -> Result<(), AgentError> {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => break,
+                Ok(command) => self.obey(command)?,
+                Err(TryRecvError::Empty) => {}
+            }
+            let busy = if self.log.is_some() { self.advance()? } else { false };
+            self.tell();
+            if !busy {
+                let reading = self.reader.in_flight() > 0;
+                self.source.wait(if reading { READ_WAIT } else { IDLE_WAIT })?;
+            }
+        }
+        self.stop()
+    }
+
+    fn obey(&mut self, command: Command) -> Result<(), AgentError> {
+        match command {
+            Command::Started { welcome, past, resumed } => self.started(&welcome, past, resumed),
+            Command::Resync => {
+                self.log = None;
+                self.resync = true;
+                self.marks.fail_all("the log begins anew: try again once the disks stream");
+                self.pause_capture()
+            }
+            Command::Mark(request) => {
+                let behind = self.source.produced();
+                self.marks.ask(request, behind);
+                Ok(())
+            }
+            Command::Pause(pause) => self.pause(pause),
+            Command::Stop => Ok(()),
+        }
+    }
+
+    /// A session stands. Unless it resumes, the log behind its resume position is made from the bitmap.
+    fn started(
+        &mut self,
+        welcome: &Welcome,
+        past: AgentPast,
+        resumed: bool,
+    ) -> Result<(), AgentError> {
+        let interval = Duration::from_millis(welcome.point_interval_milliseconds);
+        self.marks.set_interval((!interval.is_zero()).then_some(interval));
+        self.disks.remember(past)?;
+        if resumed && self.log.is_some() {
+            return Ok(());
+        }
+        let terms = Terms::of(self.machine, welcome);
+        let mut log = FrameLog::new(terms, welcome.resume, self.time());
+        self.unacknowledged = Unsealed::default();
+        self.seen_acknowledged = welcome.resume;
+        self.disks.begin(
+            &mut self.source,
+            &mut self.tracking,
+            &mut log,
+            welcome,
+            std::mem::take(&mut self.resync),
+        )?;
+        self.log = Some(log);
+        self.overloaded = false;
+        if self.paused_by_operator || welcome.paused {
+            self.pause(true)?;
+        }
+        Ok(())
+    }
+
+    /// One round. Returns whether there is more to do at once.
+    fn advance(&mut self) -> Result<bool, AgentError> {
+        let now = self.time();
+        let log = self.log.as_mut().expect("only called with a log");
+        log.set_time(now);
+        self.seal_ready();
+        self.acknowledge()?;
+        let log = self.log.as_mut().expect("only called with a log");
+        if log.backlog() >= BACKLOG_FRAMES {
+            self.relieve()?;
+            self.marks.expire(now.1);
+            return Ok(false);
+        }
+        if self.overloaded && log.backlog() == 0 && !self.paused_by_operator {
+            self.resume_capture(GapReason::RingOverflow)?;
+        }
+        let log = self.log.as_mut().expect("only called with a log");
+        let more = self.tracking.pump(&mut self.source, log)?;
+        self.read()?;
+        self.take_points(now.1)?;
+        self.seal_ready();
+        Ok(more)
+    }
+
+    /// Frames find no way out: when the ring has filled as well, capture stops paying for what will be lost.
+    fn relieve(&mut self) -> Result<(), AgentError> {
+        let most = self.source.ring_bytes() as f64 * RING_FILL_MOST;
+        if !self.overloaded && self.source.ring_fill() as f64 > most {
+            tracing::warn!("changes come faster than they leave: only the bitmap goes on");
+            self.overloaded = true;
+            self.pause_capture()?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<(), AgentError> {
+        let log = self.log.as_mut().expect("only called with a log");
+        let finished = self.reader.reap(0)?;
+        for read in finished {
+            match &read.completion.result {
+                Ok(length) => {
+                    let data = &read.completion.buffer[..*length];
+                    self.tracking.finish_read(&mut self.source, read.order, data, log)?;
+                }
+                Err(error) => {
+                    let (disk, range) = (read.order.disk, read.order.range);
+                    tracing::error!(%disk, %range, %error, "a read has failed and is tried again");
+                    self.tracking.fail_read(read.order);
+                    self.disks.read_failed(disk, error);
+                }
+            }
+        }
+        if self.overloaded || self.paused_by_operator {
+            return Ok(());
+        }
+        let mut idle = 0;
+        let indexes = self.tracking.indexes();
+        while self.reader.has_room() && log.backlog() < BACKLOG_FRAMES && idle < indexes.len() {
+            let index = self.disks.next_to_read(&indexes);
+            match self.tracking.next_read(index, READ_BYTES) {
+                Some(order) => {
+                    idle = 0;
+                    self.reader.submit(order)?;
+                }
+                None => idle += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn take_points(&mut self, now: Instant) -> Result<(), AgentError> {
+        self.marks.expire(now);
+        let settled = self.tracking.settled();
+        let all = self.all_disks();
+        let log = self.log.as_mut().expect("only called with a log");
+        if log.is_checked() {
+            self.marks.take(log, self.tracking.drained(), settled, all, now);
+        }
+        if now - self.rotated >= ROTATE_EVERY {
+            self.rotated = now;
+            self.tracking.rotate(&mut self.source)?;
+        }
+        Ok(())
+    }
+
+    /// Hands frames to the sealer as long as it takes them.
+    fn seal_ready(&mut self) {
+        let Some(log) = &mut self.log else { return };
+        while let Some(ready) = log.take() {
+            let (since, last) = (ready.since, ready.frame.header().last);
+            match self.frames.try_send(ready) {
+                Ok(()) => self.unacknowledged.sealed(last, since),
+                Err(TrySendError::Full(ready) | TrySendError::Disconnected(ready)) => {
+                    log.put_back(ready);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn acknowledge(&mut self) -> Result<(), AgentError> {
+        let acknowledged = Sequence(self.shared.acknowledged.load(Ordering::Acquire));
+        if acknowledged <= self.seen_acknowledged {
+            return Ok(());
+        }
+        self.seen_acknowledged = acknowledged;
+        self.unacknowledged.acknowledged(acknowledged);
+        if self.tracking.may_drop(acknowledged) {
+            self.disks.remember_acknowledged(acknowledged)?;
+            self.tracking.acknowledged(&mut self.source, acknowledged);
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, pause: bool) -> Result<(), AgentError> {
+        if pause == self.paused_by_operator {
+            return Ok(());
+        }
+        self.paused_by_operator = pause;
+        if self.log.is_none() {
+            return Ok(());
+        }
+        if pause { self.pause_capture() } else { self.resume_capture(GapReason::Paused) }
+    }
+
+    fn pause_capture(&mut self) -> Result<(), AgentError> {
+        for index in self.tracking.indexes() {
+            self.tracking.pause(&mut self.source, index)?;
+        }
+        Ok(())
+    }
+
+    fn resume_capture(&mut self, reason: GapReason) -> Result<(), AgentError> {
+        self.overloaded = false;
+        let log = self.log.as_mut().expect("only called with a log");
+        for index in self.tracking.indexes() {
+            self.tracking.resume(&mut self.source, index, reason, log)?;
+            self.disks.gap(index, reason);
+        }
+        Ok(())
+    }
+
+    fn all_disks(&self) -> DiskSet {
+        let mut all = DiskSet::default();
+        self.tracking.indexes().into_iter().for_each(|index| all.insert(index));
+        all
+    }
+
+    /// Makes the snapshot that the status and the reports show.
+    fn tell(&mut self) {
+        let now = Instant::now();
+        if !self.pace.due(now, SNAPSHOT_EVERY) {
+            return;
+        }
+        let progress = |index: DiskIndex| self.tracking.progress(index);
+        let oldest = self.unacknowledged.oldest();
+        let oldest = oldest.or(self.log.as_ref().and_then(FrameLog::oldest));
+        let bytes = |index| self.log.as_ref().map(|log| log.bytes_of(index)).unwrap_or_default();
+        let disks = self.disks.tell(progress, bytes, &self.source, &mut self.pace, now);
+        *self.shared.snapshot.lock() = Snapshot {
+            oldest,
+            logging: self.log.is_some(),
+            by_operator: self.paused_by_operator,
+            overloaded: self.overloaded,
+            sealed: self.unacknowledged.end(),
+            disks,
+        };
+    }
+
+    /// Programs and pins stay: the bitmap goes on, capture would only fill a ring that nobody drains.
+    fn stop(mut self) -> Result<(), AgentError> {
+        self.marks.fail_all("the agent stops");
+        self.pause_capture()
+    }
+
+    fn time(&self) -> (WallTime, Instant) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let nanoseconds = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        (WallTime(nanoseconds), Instant::now())
+    }
+}

@@ -1,0 +1,155 @@
+//! What the operator asks of the target through this machine's agent: its points, and a disk as it was at one.
+
+use redoubt_log::{DiskIndex, PointId, Sequence};
+use redoubt_protocol::AgentMessage;
+use redoubt_protocol::message::{OpenedPoint, PointSummary, RequestId};
+use redoubt_transport::PointReceiver;
+use std::collections::HashMap;
+use tokio::sync::mpsc;
+
+/// Chunks of a point that may wait for the file they go to: each is at most 1 MiB.
+const CHUNKS_WAITING: usize = 4;
+
+/// What becomes of a question.
+pub(crate) type PointsReply = std::sync::mpsc::Sender<Result<Vec<PointSummary>, String>>;
+
+/// A part of a point's content: what is not sent reads as zero.
+pub(crate) enum PointPart {
+    /// The point was opened.
+    Opened(OpenedPoint),
+    /// Bytes of it.
+    Data(u64, Vec<u8>),
+    /// All of it was sent.
+    End,
+    /// There will be no more.
+    Failed(String),
+}
+
+/// A question of the operator.
+pub(crate) enum Ask {
+    /// All points.
+    Points { reply: PointsReply },
+    /// A disk at a point.
+    Read { disk: DiskIndex, point: Option<PointId>, parts: mpsc::Sender<PointPart> },
+}
+
+impl Ask {
+    /// The sending half for [`Ask::Read`], with its bound.
+    pub fn parts() -> (mpsc::Sender<PointPart>, mpsc::Receiver<PointPart>) {
+        mpsc::channel(CHUNKS_WAITING)
+    }
+
+    /// Answers that it cannot be done; who asked may have gone.
+    pub fn fail(self, why: &str) {
+        match self {
+            Self::Points { reply } => drop(reply.send(Err(why.to_owned()))),
+            Self::Read { parts, .. } => drop(parts.try_send(PointPart::Failed(why.to_owned()))),
+        }
+    }
+}
+
+enum Waiting {
+    Points { reply: PointsReply, so_far: Vec<PointSummary> },
+    Read { parts: mpsc::Sender<PointPart> },
+}
+
+/// Questions under way.
+#[derive(Default)]
+pub(crate) struct Pending {
+    waiting: HashMap<RequestId, Waiting>,
+    last: u64,
+}
+
+impl Pending {
+    /// Takes a question; returns what to say to the target.
+    pub fn ask(&mut self, ask: Ask) -> AgentMessage {
+        self.last += 1;
+        let request = RequestId(self.last);
+        match ask {
+            Ask::Points { reply } => {
+                self.waiting.insert(request, Waiting::Points { reply, so_far: Vec::new() });
+                AgentMessage::ListPoints { request, after: Sequence(0) }
+            }
+            Ask::Read { disk, point, parts } => {
+                self.waiting.insert(request, Waiting::Read { parts });
+                AgentMessage::ReadPoint { request, disk, point }
+            }
+        }
+    }
+
+    /// A page of points; returns the question for the next.
+    pub fn points(
+        &mut self,
+        request: RequestId,
+        points: Vec<PointSummary>,
+        more: bool,
+    ) -> Option<AgentMessage> {
+        let Some(Waiting::Points { so_far, .. }) = self.waiting.get_mut(&request) else {
+            return None;
+        };
+        let after = points.last().map(|point| point.sequence);
+        so_far.extend(points);
+        if let (true, Some(after)) = (more, after) {
+            return Some(AgentMessage::ListPoints { request, after });
+        }
+        if let Some(Waiting::Points { reply, so_far }) = self.waiting.remove(&request) {
+            // Who asked may have gone.
+            let _ = reply.send(Ok(so_far));
+        }
+        None
+    }
+
+    /// A point was opened, or cannot be.
+    pub fn opened(&mut self, request: RequestId, result: Result<OpenedPoint, String>) {
+        let failed = result.is_err();
+        if let Some(Waiting::Read { parts }) = self.waiting.get(&request) {
+            let part = result.map_or_else(PointPart::Failed, PointPart::Opened);
+            // The first part always has room; who asked may have gone.
+            let _ = parts.try_send(part);
+        }
+        if failed {
+            self.waiting.remove(&request);
+        }
+    }
+
+    /// A point's content comes.
+    pub fn point_stream(&mut self, mut stream: PointReceiver) {
+        let Some(Waiting::Read { parts }) = self.waiting.remove(&stream.request()) else {
+            return;
+        };
+        tokio::spawn(async move {
+            loop {
+                let mut buffer = Vec::new();
+                let part = match stream.next(&mut buffer).await {
+                    Ok(Some(offset)) => PointPart::Data(offset, buffer),
+                    Ok(None) => PointPart::End,
+                    Err(error) => PointPart::Failed(error.to_string()),
+                };
+                let ends = !matches!(part, PointPart::Data(..));
+                if parts.send(part).await.is_err() || ends {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Nobody waits for these any more.
+    pub fn forget_given_up(&mut self) {
+        self.waiting.retain(|_, waiting| match waiting {
+            Waiting::Read { parts } => !parts.is_closed(),
+            Waiting::Points { .. } => true,
+        });
+    }
+
+    /// The connection that would answer has ended.
+    pub fn fail_all(&mut self, why: &str) {
+        for (_, waiting) in self.waiting.drain() {
+            match waiting {
+                Waiting::Points { reply, .. } => drop(reply.send(Err(why.to_owned()))),
+                Waiting::Read { parts } => {
+                    drop(parts.try_send(PointPart::Failed(why.to_owned())));
+                }
+            }
+        }
+    }
+}

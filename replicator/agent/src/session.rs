@@ -1,0 +1,279 @@
+//! Drives the session's state machine: its events come from the connection, the sealer and the operator, its actions go
+//! to them. It must never block: the owner of the tracker has a thread of its own.
+
+use crate::error::AgentError;
+use crate::link::{Link, LinkEvent, dial};
+use crate::marks::MarkRequest;
+use crate::owner::{Command, Shared};
+use crate::requests::{Ask, Pending};
+use crate::sealer::Sealed;
+use bytes::Bytes;
+use crossbeam::channel::Sender;
+use redoubt_log::{PointKind, Sequence};
+use redoubt_protocol::message::{MarkedPoint, RequestId};
+use redoubt_protocol::{
+    AgentAction, AgentEvent, AgentMessage, AgentPast, AgentSession, ConnectionId, NotTaken,
+    TargetMessage,
+};
+use redoubt_transport::AgentIdentity;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+/// How often the target is told how the agent stands.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a mark that the target asks for may wait for disks to settle; the operator's own time-out ends earlier.
+const MARK_PATIENCE: Duration = Duration::from_secs(600);
+
+/// A mark that the target asked for has been answered by the owner.
+struct TargetMark {
+    request: RequestId,
+    result: Result<MarkedPoint, String>,
+}
+
+/// Everything that the driver listens to.
+pub(crate) struct Inputs {
+    pub sealed: mpsc::Receiver<Sealed>,
+    pub asks: mpsc::Receiver<Ask>,
+    pub stop: tokio::sync::oneshot::Receiver<()>,
+    /// Ends with the owner of the tracker: without it there is nothing to ship.
+    pub owner_failed: tokio::sync::oneshot::Receiver<()>,
+}
+
+/// The session of this run.
+pub(crate) struct Driver {
+    session: AgentSession<Bytes>,
+    identity: AgentIdentity,
+    owner: Sender<Command>,
+    shared: Shared,
+    link: Option<Link>,
+    dialling: Option<tokio::task::JoinHandle<()>>,
+    /// A sealed frame for which the window had no room.
+    waiting: Option<Sealed>,
+    wake: Option<Instant>,
+    pending: Pending,
+    events: (UnboundedSender<LinkEvent>, UnboundedReceiver<LinkEvent>),
+    marks: (UnboundedSender<TargetMark>, UnboundedReceiver<TargetMark>),
+    ended: Option<AgentError>,
+    /// What the session remembers, for the status.
+    known_past: Arc<Mutex<AgentPast>>,
+}
+
+impl Driver {
+    /// A session that connects as soon as it runs.
+    pub fn new(
+        session: AgentSession<Bytes>,
+        identity: AgentIdentity,
+        owner: Sender<Command>,
+        shared: Shared,
+        known_past: Arc<Mutex<AgentPast>>,
+    ) -> Self {
+        Self {
+            known_past,
+            session,
+            identity,
+            owner,
+            shared,
+            link: None,
+            dialling: None,
+            waiting: None,
+            wake: Some(Instant::now()),
+            pending: Pending::default(),
+            events: mpsc::unbounded_channel(),
+            marks: mpsc::unbounded_channel(),
+            ended: None,
+        }
+    }
+
+    /// Runs until it is told to stop, or another run of the agent has taken this one's place.
+    pub async fn run(mut self, mut inputs: Inputs) -> Result<(), AgentError> {
+        let mut report = interval(REPORT_EVERY);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while self.ended.is_none() {
+            let wake = self.wake.unwrap_or_else(|| Instant::now() + REPORT_EVERY);
+            tokio::select! {
+                _ = &mut inputs.stop => break,
+                _ = &mut inputs.owner_failed => break,
+                Some(event) = self.events.1.recv() => self.heard(event),
+                Some(mark) = self.marks.1.recv() => {
+                    let TargetMark { request, result } = mark;
+                    self.handle(AgentEvent::Say(AgentMessage::Marked { request, result }));
+                }
+                Some(sealed) = inputs.sealed.recv(), if self.waiting.is_none() => self.push(sealed),
+                Some(ask) = inputs.asks.recv() => self.asked(ask),
+                _ = report.tick() => self.report(),
+                () = sleep_until(wake.into()) => {
+                    self.wake = None;
+                    self.handle(AgentEvent::Tick);
+                }
+            }
+        }
+        let goodbye = AgentMessage::Goodbye { reason: "the agent stops".to_owned() };
+        self.handle(AgentEvent::Say(goodbye));
+        self.ended.map_or(Ok(()), Err)
+    }
+
+    fn heard(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Connected(id, connection) => {
+                self.link = Some(Link::new(id, *connection, &self.events.0));
+                self.handle(AgentEvent::Connected(id));
+            }
+            LinkEvent::Received(id, message) => self.handle(AgentEvent::Received(id, message)),
+            LinkEvent::Point(point) => self.pending.point_stream(point),
+            LinkEvent::Disconnected(id, error) => {
+                if self.drop_link(id) {
+                    tracing::warn!(%error, "the connection to the target has ended");
+                } else {
+                    tracing::info!(%error, "no connection to the target yet");
+                }
+                self.handle(AgentEvent::Disconnected(id));
+            }
+        }
+    }
+
+    fn handle(&mut self, event: AgentEvent) {
+        let actions = self.session.handle(event, Instant::now());
+        self.act(actions);
+    }
+
+    fn push(&mut self, sealed: Sealed) {
+        match self.session.push(sealed.place, sealed.bytes.clone()) {
+            Ok(actions) => self.act(actions),
+            Err(NotTaken::Full(_)) => self.waiting = Some(sealed),
+            Err(NotTaken::Stale(_)) => {}
+        }
+    }
+
+    fn act(&mut self, actions: Vec<AgentAction<Bytes>>) {
+        for action in actions {
+            match action {
+                AgentAction::Connect(id) => {
+                    let (identity, events) = (self.identity.clone(), self.events.0.clone());
+                    self.dialling = Some(dial(id, identity, events));
+                }
+                AgentAction::Close(id, reason) => {
+                    if let Some(link) = self.link.take_if(|link| link.id() == id) {
+                        link.close(&reason);
+                    }
+                }
+                AgentAction::SendMessage(id, message) => {
+                    if let Some(link) = self.link.as_ref().filter(|link| link.id() == id) {
+                        link.say(message);
+                    }
+                }
+                AgentAction::SendFrame { connection, stream, frame, .. } => {
+                    if let Some(link) = self.link.as_ref().filter(|link| link.id() == connection) {
+                        link.send_frame(stream, frame);
+                    }
+                }
+                AgentAction::Release(sequence) => self.release(sequence),
+                AgentAction::Started { welcome, resumed } => {
+                    tracing::info!(generation = %welcome.generation, incarnation = %welcome.incarnation,
+                        resume = %welcome.resume, resumed, "session with the target");
+                    // Before the owner hears of the new terms: an older log's acknowledgement must not drop an epoch.
+                    self.shared.acknowledged.store(welcome.resume.0, Ordering::Release);
+                    self.shared.link.started(welcome.full.clone());
+                    let (welcome, past) = (Box::new(welcome), self.session.past());
+                    *self.known_past.lock().unwrap_or_else(PoisonError::into_inner) = past;
+                    self.tell(Command::Started { welcome, past, resumed });
+                }
+                AgentAction::ResyncNeeded(reason) => {
+                    tracing::warn!(%reason, "the log begins anew");
+                    self.waiting = None;
+                    self.tell(Command::Resync);
+                }
+                AgentAction::Refused(refusal) => {
+                    tracing::warn!(%refusal, "refused");
+                    self.shared.link.refused(refusal.to_string());
+                }
+                AgentAction::Ended(refusal) => self.ended = Some(AgentError::Replaced(refusal)),
+                AgentAction::Deliver(message) => self.deliver(message),
+                AgentAction::WakeAt(at) => {
+                    self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+                }
+            }
+        }
+    }
+
+    fn release(&mut self, sequence: Sequence) {
+        self.shared.acknowledged.store(sequence.0, Ordering::Release);
+        if let Some(sealed) = self.waiting.take() {
+            self.push(sealed);
+        }
+    }
+
+    fn deliver(&mut self, message: TargetMessage) {
+        match message {
+            TargetMessage::Mark { request, label, application_consistent } => {
+                let answers = self.marks.0.clone();
+                let kind = match application_consistent {
+                    true => PointKind::ApplicationConsistent,
+                    false => PointKind::CrashConsistent,
+                };
+                let reply = Box::new(move |result| {
+                    // The driver has gone only when the agent ends.
+                    let _ = answers.send(TargetMark { request, result });
+                });
+                let deadline = Instant::now() + MARK_PATIENCE;
+                self.tell(Command::Mark(MarkRequest { label, kind, deadline, reply }));
+            }
+            TargetMessage::Pause => self.tell(Command::Pause(true)),
+            TargetMessage::Resume => self.tell(Command::Pause(false)),
+            TargetMessage::Full { reason } => self.shared.link.full(Some(reason)),
+            TargetMessage::Room => self.shared.link.full(None),
+            TargetMessage::Applied { sequence } => {
+                self.shared.applied.store(sequence.0, Ordering::Release);
+            }
+            TargetMessage::Points { request, points, more } => {
+                let next = self.pending.points(request, points, more);
+                next.into_iter().for_each(|message| self.handle(AgentEvent::Say(message)));
+            }
+            TargetMessage::PointOpened { request, result } => {
+                self.pending.opened(request, result);
+            }
+            // The session itself has dealt with these.
+            TargetMessage::Welcome(_)
+            | TargetMessage::Refused(_)
+            | TargetMessage::Durable { .. }
+            | TargetMessage::Confirm => {}
+        }
+    }
+
+    fn asked(&mut self, ask: Ask) {
+        if !self.session.is_streaming() {
+            ask.fail("the target cannot be reached now: `redoubt status` says why");
+            return;
+        }
+        let message = self.pending.ask(ask);
+        self.handle(AgentEvent::Say(message));
+    }
+
+    fn report(&mut self) {
+        self.pending.forget_given_up();
+        if self.session.is_streaming() {
+            let acknowledged = Sequence(self.shared.acknowledged.load(Ordering::Acquire));
+            let link = self.shared.link.get();
+            let report = self.shared.snapshot.lock().report(acknowledged, &link, Instant::now());
+            self.handle(AgentEvent::Say(AgentMessage::Report(report)));
+        }
+    }
+
+    /// Whether a connection that stood was dropped.
+    fn drop_link(&mut self, id: ConnectionId) -> bool {
+        let stood = self.link.take_if(|link| link.id() == id).is_some();
+        if stood {
+            self.shared.link.ended();
+            self.pending.fail_all("the connection to the target has ended");
+        }
+        stood
+    }
+
+    fn tell(&self, command: Command) {
+        // The owner has gone only when the agent ends.
+        let _ = self.owner.send(command);
+    }
+}

@@ -1,0 +1,121 @@
+//! What the agent remembers from run to run: one small file, replaced atomically. No secret is in it.
+
+use crate::error::AgentError;
+use redoubt_control::names::Name;
+use redoubt_log::{DiskIndex, Generation};
+use redoubt_protocol::AgentPast;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const FILE: &str = "state.json";
+
+/// The version of the file that this build writes; a newer one is refused.
+const VERSION: u32 = 1;
+
+/// Everything that is remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct State {
+    version: u32,
+    /// The log and how far the target is known to have it.
+    pub generation: Option<Generation>,
+    pub incarnation: Option<u64>,
+    pub role_epoch: u64,
+    pub acknowledged: u64,
+    /// The disks to protect.
+    pub disks: Vec<ProtectedDisk>,
+}
+
+/// A disk to protect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ProtectedDisk {
+    pub index: DiskIndex,
+    pub name: Name,
+    pub device: PathBuf,
+    pub size: u64,
+    pub logical_block_bytes: u32,
+    /// The log for which all of it that changed is marked, without a break since that log began to tell of it.
+    pub tracked: Option<Generation>,
+}
+
+impl State {
+    /// What an earlier run left in `directory`, or the state of a first run.
+    pub fn load(directory: &Path) -> Result<Self, AgentError> {
+        let path = directory.join(FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::first()),
+            Err(source) => return Err(AgentError::State { path, source }),
+        };
+        let state: Self = serde_json::from_str(&text)
+            .map_err(|source| AgentError::StateContent { path: path.clone(), source })?;
+        if state.version > VERSION {
+            return Err(AgentError::StateVersion { path, version: state.version });
+        }
+        Ok(state)
+    }
+
+    fn first() -> Self {
+        Self {
+            version: VERSION,
+            generation: None,
+            incarnation: None,
+            role_epoch: 0,
+            acknowledged: 0,
+            disks: Vec::new(),
+        }
+    }
+
+    /// Replaces the file; it is durable when this returns.
+    pub fn save(&self, directory: &Path) -> Result<(), AgentError> {
+        let path = directory.join(FILE);
+        let write = || -> std::io::Result<()> {
+            let beside = directory.join(format!("{FILE}.new"));
+            let mut file = File::create(&beside)?;
+            file.write_all(&serde_json::to_vec_pretty(self)?)?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)?;
+            File::open(directory)?.sync_all()
+        };
+        write().map_err(|source| AgentError::State { path: path.clone(), source })
+    }
+
+    /// The session's part of it.
+    pub fn past(&self) -> AgentPast {
+        AgentPast {
+            generation: self.generation,
+            incarnation: self.incarnation.map(redoubt_log::Incarnation),
+            role_epoch: redoubt_log::RoleEpoch(self.role_epoch),
+            acknowledged: redoubt_log::Sequence(self.acknowledged),
+        }
+    }
+
+    /// Takes the session's part over.
+    pub fn set_past(&mut self, past: AgentPast) {
+        self.generation = past.generation;
+        self.incarnation = past.incarnation.map(|incarnation| incarnation.0);
+        self.role_epoch = past.role_epoch.0;
+        self.acknowledged = past.acknowledged.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_saved_is_loaded_and_a_newer_version_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut state = State::load(directory.path()).unwrap();
+        state.acknowledged = 7;
+        state.save(directory.path()).unwrap();
+        assert_eq!(State::load(directory.path()).unwrap(), state);
+        state.version = VERSION + 1;
+        state.save(directory.path()).unwrap();
+        let error = State::load(directory.path()).unwrap_err();
+        assert!(matches!(error, AgentError::StateVersion { .. }), "{error}");
+    }
+}
