@@ -110,6 +110,8 @@ pub trait ChangeSource {
     fn cut(&mut self, disk: DiskIndex) -> Result<(), Self::Error>;
     /// Calls `each` for every marked run of bytes of the array, ascending, whole granules, clipped to the disk.
     fn marks(&self, disk: DiskIndex, array: Array, each: &mut dyn FnMut(ByteRange));
+    /// Marks a range in the active array, so that a demand of ours outlives this process as a write does.
+    fn mark(&mut self, disk: DiskIndex, range: ByteRange);
     /// Zeroes the spare array.
     fn clear_spare(&mut self, disk: DiskIndex);
 }

@@ -23,6 +23,7 @@ pub(super) struct Disk {
     pub capturing: bool,
     pub cursor: Granule,
     missed: u64,
+    answered: u64,
     consistent: bool,
 }
 
@@ -45,6 +46,7 @@ impl Disk {
             capturing: false,
             cursor: Granule(0),
             missed: 0,
+            answered: 0,
             consistent: false,
         }
     }
@@ -59,9 +61,17 @@ impl Disk {
         self.reads.iter_mut().for_each(|read| read.submitted(range, captured));
         if self.matcher.submitted(bio, range, captured).is_some() {
             self.missed += 1;
-            tracing::warn!(disk = %self.index, "a completion was missed: the whole disk is read again");
-            self.want(ByteRange::new(0, self.demand.size()));
         }
+    }
+
+    /// Whether completions were missed since this was last asked.
+    pub fn missed_since(&mut self) -> bool {
+        let news = self.missed != self.answered;
+        if news {
+            tracing::warn!(disk = %self.index, "a completion was missed: all is read again");
+        }
+        self.answered = self.missed;
+        news
     }
 
     pub fn split(&mut self, front: BioKey, parent: BioKey) {

@@ -60,10 +60,8 @@ impl Tracking {
         reason: GapReason,
         sink: &mut impl LogSink,
     ) -> Result<(), S::Error> {
-        let mut disk = Disk::new(index, size, source);
-        disk.want(ByteRange::new(0, size));
-        self.disks.push(disk);
-        self.resume(source, index, reason, sink)
+        source.mark(index, ByteRange::new(0, size));
+        self.adopt(source, index, size, reason, sink)
     }
 
     /// Takes a disk in that an earlier run of the agent has tracked without a break: `D` is every epoch not dropped.
@@ -118,16 +116,24 @@ impl Tracking {
         Ok(())
     }
 
-    /// The whole disk must be shipped again.
-    pub fn demand_all(&mut self, index: DiskIndex) {
-        let disk = self.disk_mut(index);
-        let size = disk.demand.size();
-        disk.want(ByteRange::new(0, size));
+    /// A range must be shipped again. It is marked like a write, so that the demand outlives this process.
+    pub fn demand<S: ChangeSource>(&mut self, source: &mut S, index: DiskIndex, range: ByteRange) {
+        source.mark(index, range);
+        self.disk_mut(index).want(range);
     }
 
-    /// A range must be shipped again.
-    pub fn demand(&mut self, index: DiskIndex, range: ByteRange) {
-        self.disk_mut(index).want(range);
+    /// All of a disk must be shipped again, in a log that begins anew: nothing of it counts any more.
+    pub fn demand_whole<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        index: DiskIndex,
+        reason: GapReason,
+        sink: &mut impl LogSink,
+    ) -> Result<(), S::Error> {
+        let size = self.disk_mut(index).demand.size();
+        source.mark(index, ByteRange::new(0, size));
+        self.disk_mut(index).epoch.void_cover();
+        self.resume(source, index, reason, sink)
     }
 
     /// The target has lost, or never got, what was logged behind its last acknowledgement: covering positions named
@@ -155,11 +161,17 @@ impl Tracking {
         let produced = source.produced();
         let until = RingPosition(produced.0.min(self.drained.0 + BATCH_BYTES));
         self.drained = source.drain(until, &mut |event| handle(&mut self.disks, event, sink));
-        self.look_for_losses(source, sink)?;
+        let whole = self.look_for_losses(source, sink)?;
+        self.look_for_misses(source);
         for disk in &mut self.disks {
             if disk.became_consistent() {
                 sink.consistent(disk.index);
             }
+        }
+        if whole {
+            sink.checkpoint();
+        }
+        for disk in &mut self.disks {
             let settled = disk.settled();
             disk.epoch.cover(self.drained, settled, sink.position());
         }
@@ -175,6 +187,12 @@ impl Tracking {
             }
         }
         Ok(())
+    }
+
+    /// Whether an acknowledgement of `sequence` lets an epoch go: it must be remembered durably before
+    /// [`acknowledged`](Self::acknowledged) is called.
+    pub fn may_drop(&self, sequence: Sequence) -> bool {
+        self.disks.iter().any(|disk| disk.epoch.may_drop(sequence))
     }
 
     /// The master target has durably everything up to `sequence`: epochs that it covers are dropped.
@@ -205,7 +223,9 @@ impl Tracking {
         sink: &mut impl LogSink,
     ) -> Result<(), S::Error> {
         self.drain_to(source, source.produced(), sink);
-        self.look_for_losses(source, sink)?;
+        if self.look_for_losses(source, sink)? {
+            sink.checkpoint();
+        }
         self.disk_mut(order.disk).finish_read(order, data, sink);
         Ok(())
     }
@@ -237,11 +257,12 @@ impl Tracking {
         self.disks.iter().map(|disk| disk.index).collect()
     }
 
+    /// Answers every loss with a gap. Returns whether there was none.
     fn look_for_losses<S: ChangeSource>(
         &mut self,
         source: &mut S,
         sink: &mut impl LogSink,
-    ) -> Result<(), S::Error> {
+    ) -> Result<bool, S::Error> {
         let mut whole = true;
         for index in self.indexes() {
             let lost = source.lost(index);
@@ -255,10 +276,18 @@ impl Tracking {
             self.disk_mut(index).seen_lost = lost;
             self.gap(source, index, GapReason::RingOverflow, sink)?;
         }
-        if whole {
-            sink.checkpoint();
+        Ok(whole)
+    }
+
+    /// A missed completion leaves everything on its disk in doubt.
+    fn look_for_misses<S: ChangeSource>(&mut self, source: &mut S) {
+        for disk in &mut self.disks {
+            if disk.missed_since() {
+                let whole = ByteRange::new(0, disk.demand.size());
+                source.mark(disk.index, whole);
+                disk.want(whole);
+            }
         }
-        Ok(())
     }
 
     fn gap<S: ChangeSource>(

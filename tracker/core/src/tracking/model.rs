@@ -139,7 +139,7 @@ impl World {
         self.flying.push(self.writes.len());
         self.writes.push(write);
         if self.watched.contains(&Side::Submission) {
-            self.mark(range);
+            self.mark_granules(range);
             self.emit(Record::Submitted { key, range, data });
             if count > 1 && self.rng.random_bool(0.15) {
                 self.split();
@@ -200,13 +200,13 @@ impl World {
         }
         if self.watched.contains(&Side::Completion) {
             if self.marks_completions {
-                self.mark(range);
+                self.mark_granules(range);
             }
             self.emit(Record::Completed { key, range, failed });
         }
     }
 
-    fn mark(&mut self, range: ByteRange) {
+    fn mark_granules(&mut self, range: ByteRange) {
         let granules = GranuleRange::touching(range);
         self.marks[0].extend(granules.first.0..granules.end.0);
     }
@@ -327,6 +327,10 @@ impl ChangeSource for World {
             let offset = granule * GRANULE_BYTES;
             each(ByteRange::between(offset, (offset + GRANULE_BYTES).min(self.size())));
         }
+    }
+
+    fn mark(&mut self, _disk: DiskIndex, range: ByteRange) {
+        self.mark_granules(range);
     }
 
     fn clear_spare(&mut self, _disk: DiskIndex) {
@@ -501,11 +505,6 @@ impl Run {
             let size = self.world.size();
             let (world, log) = (&mut self.world, &mut self.log);
             let Ok(()) = self.tracking.adopt(world, DISK, size, GapReason::AgentRestarted, log);
-        }
-        for at in 0..self.world.sectors {
-            if self.log.image[at as usize].is_none() {
-                self.tracking.demand(DISK, ByteRange::new(at * SECTOR, SECTOR));
-            }
         }
     }
 
