@@ -411,8 +411,9 @@ static __noinline int at_slot(__u32 index, const struct redoubt_record *seen)
 
 static __always_inline __u32 device_of(struct bio *bio)
 {
-	return (__u32)BPF_CORE_READ(bio, bi_bdev, bd_disk, major) << 20 |
-	       (__u32)BPF_CORE_READ(bio, bi_bdev, bd_disk, first_minor);
+	struct gendisk *disk = BPF_CORE_READ(bio, bi_bdev, bd_disk);
+
+	return (__u32)BPF_CORE_READ(disk, major) << 20 | (__u32)BPF_CORE_READ(disk, first_minor);
 }
 
 static __always_inline void at_device(struct redoubt_device *device, struct redoubt_record *seen)
