@@ -6,8 +6,8 @@ use super::error::{Result, StoreError};
 use super::index::{JournalIndex, Mark, Segment};
 use super::layout::MachineLayout;
 use super::rules::{Rule, holds};
-use super::shared::lock;
-use redoubt_engine::storage::{BlockFile, Open, Storage, StorageError, WriteRequest};
+use super::shared::{create_anew, lock};
+use redoubt_engine::storage::{BlockFile, Open, Storage, WriteRequest};
 use redoubt_log::frame::{Frame, FrameFlags, FrameHeader, PlacedRecord};
 use redoubt_log::segment::{
     Chain, ChainValue, ENTRY_HEADER_SIZE, SEGMENT_HEADER_SIZE, SegmentHeader, entry_length,
@@ -16,7 +16,6 @@ use redoubt_log::{
     DiskIndex, DiskSet, Generation, Incarnation, MachineId, Record, RoleEpoch, Sequence,
 };
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::sync::{Arc, Mutex};
 
 /// The most bytes that wait for one sync. Recovery relies on it: what a power cut can leave behind the last good
@@ -387,16 +386,7 @@ fn create_segment(
     bytes: u64,
 ) -> Result<Arc<dyn BlockFile>> {
     let path = layout.segment(header.number);
-    let create = || storage.open(&path, Open::CreateAllocated(bytes));
-    let exists = |error: &StorageError| error.source.kind() == ErrorKind::AlreadyExists;
-    let file = match create() {
-        Err(error) if exists(&error) => {
-            // Left by an attempt that failed: it has no entries.
-            storage.remove(&path)?;
-            create()?
-        }
-        other => other?,
-    };
+    let file = create_anew(storage, &path, Open::CreateAllocated(bytes))?;
     let mut block = [0; SEGMENT_HEADER_SIZE];
     header.encode(&mut block);
     file.write(&[WriteRequest { offset: 0, data: &block }])?;

@@ -10,12 +10,11 @@ use super::points;
 use super::recovery::recover;
 use super::root::StoreOptions;
 use super::rules::{Rule, holds};
-use super::shared::{Shared, lock};
+use super::shared::{Shared, create_anew, lock};
 use super::view::{PointChoice, View};
 use redoubt_engine::storage::{Open, Storage};
 use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, RoleEpoch, Sequence, WallTime};
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -224,9 +223,12 @@ impl StoreMachine {
         let is_due = |since: WallTime| since.0.saturating_add(keep) <= now.0;
         let mut removed = 0;
         loop {
-            let due = lock(&shared.index).spent.iter().position(|(_, since)| is_due(*since));
-            let Some(place) = due else { break };
-            let (number, _) = lock(&shared.index).spent.remove(place);
+            let due = {
+                let mut index = lock(&shared.index);
+                let place = index.spent.iter().position(|(_, since)| is_due(*since));
+                place.map(|place| index.spent.remove(place))
+            };
+            let Some((number, _)) = due else { break };
             shared.storage.remove(&shared.layout.segment(number))?;
             removed += 1;
         }
@@ -297,13 +299,7 @@ impl StoreMachine {
             return Err(StoreError::TooManyDisks { name: spec.name.clone() });
         }
         let path = shared.layout.disk(spec.index);
-        match shared.storage.remove(&path) {
-            // Left by an addition that was cut before the manifest knew it.
-            Ok(()) => {}
-            Err(error) if error.source.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
-        }
-        shared.storage.open(&path, Open::CreateSparse(spec.size))?.sync()?;
+        create_anew(&*shared.storage, &path, Open::CreateSparse(spec.size))?.sync()?;
         shared.storage.sync_directory(&shared.layout.disks())?;
         let mut next = manifest.clone();
         next.disks.push(Disk {

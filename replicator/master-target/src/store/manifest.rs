@@ -175,6 +175,9 @@ impl Manifest {
         };
         let version: u32 =
             version.parse().map_err(|_| damaged(0, "the version is not a number".to_owned()))?;
+        if version == 0 {
+            return Err(damaged(0, "there is no version 0".to_owned()));
+        }
         if version > VERSION {
             return Err(StoreError::NewerVersion {
                 path: path.to_owned(),

@@ -13,6 +13,7 @@
 use super::error::{Result, StoreError};
 use super::layout::MachineLayout;
 use super::manifest::RetentionSpan;
+use super::shared::create_anew;
 use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Storage, WriteRequest};
 use redoubt_log::{ByteRange, DiskIndex, DiskSet, MachineId, Sequence};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The most bytes of one piece: what a reader of one block must decompress at most.
 pub(super) const PIECE_LIMIT: u64 = 64 << 10;
 
-const HEADER_LENGTH: u64 = 4096;
+const HEADER_LENGTH: usize = 4096;
 const PAGE_LENGTH: usize = 4096;
 const PAGE_HEAD_LENGTH: usize = 32;
 const ENTRY_LENGTH: usize = 32;
@@ -135,16 +136,16 @@ impl RetentionWriter {
         let entries = ranges * 2 + bytes / PIECE_LIMIT + 2;
         let pages = entries / ENTRIES_PER_PAGE as u64 + 1;
         let index = pages * (PAGE_LENGTH + TOP_LENGTH) as u64;
-        let size = (HEADER_LENGTH + bytes + index).next_multiple_of(PAGE_LENGTH as u64);
-        let file = storage.open(&layout.unsealed(from, to), Open::CreateSparse(size))?;
+        let size = (HEADER_LENGTH as u64 + bytes + index).next_multiple_of(PAGE_LENGTH as u64);
+        let file = create_anew(storage, &layout.unsealed(from, to), Open::CreateSparse(size))?;
         Ok(Self {
             file,
             machine,
             from,
             to,
             disks: DiskSet::default(),
-            buffer: Vec::with_capacity(BUFFER_LIMIT + PIECE_LIMIT as usize),
-            buffer_at: HEADER_LENGTH,
+            buffer: Vec::with_capacity(BUFFER_LIMIT + usize_of(PIECE_LIMIT)),
+            buffer_at: HEADER_LENGTH as u64,
             page: Vec::with_capacity(ENTRIES_PER_PAGE),
             top: Vec::new(),
             last: None,
@@ -301,7 +302,7 @@ struct Header {
 
 impl Header {
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_LENGTH as usize);
+        let mut bytes = Vec::with_capacity(HEADER_LENGTH);
         bytes.extend(MAGIC);
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(self.top_checksum.to_le_bytes());
@@ -313,7 +314,7 @@ impl Header {
         }
         debug_assert_eq!(bytes.len(), HEADER_USED);
         bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
-        bytes.resize(HEADER_LENGTH as usize, 0);
+        bytes.resize(HEADER_LENGTH, 0);
         bytes
     }
 
@@ -368,8 +369,8 @@ impl RetentionReader {
     ) -> Result<Self> {
         let path = layout.sealed(from, to);
         let file = storage.open(&path, Open::ReadOnly)?;
-        let mut bytes = vec![0; HEADER_LENGTH as usize];
-        if file.size() < HEADER_LENGTH {
+        let mut bytes = vec![0; HEADER_LENGTH];
+        if file.size() < HEADER_LENGTH as u64 {
             return Err(StoreError::damaged(&path, 0, "shorter than its header"));
         }
         file.read(&mut [ReadRequest { offset: 0, buffer: &mut bytes }])?;

@@ -1,5 +1,5 @@
 //! What the journal's thread, the apply's thread and readers of one machine share, behind small locks.
-//! Locks are taken in the order journal, manifest, all others; none but the journal's own is held during its I/O.
+//! Locks are taken in the order journal, manifest, all others; only the first two, and the apply's turn, span I/O.
 
 use super::error::{Result, StoreError};
 use super::index::JournalIndex;
@@ -8,10 +8,11 @@ use super::layout::MachineLayout;
 use super::manifest::{Manifest, RetentionSpan};
 use super::retention::RetentionReader;
 use super::root::StoreOptions;
-use redoubt_engine::storage::{BlockFile, Open, Storage};
+use redoubt_engine::storage::{BlockFile, Open, Storage, StorageError};
 use redoubt_log::{DiskIndex, MachineId, Sequence};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One machine's parts.
@@ -65,6 +66,21 @@ impl Shared {
     /// Opens the replica disk for reading.
     pub(super) fn replica(&self, disk: DiskIndex) -> Result<Arc<dyn BlockFile>> {
         Ok(self.storage.open(&self.replica_path(disk)?, Open::ReadOnly)?)
+    }
+}
+
+/// Creates a file that no manifest speaks of yet, in the place of what an attempt that failed may have left.
+pub(super) fn create_anew(
+    storage: &dyn Storage,
+    path: &Path,
+    how: Open,
+) -> std::result::Result<Arc<dyn BlockFile>, StorageError> {
+    match storage.open(path, how) {
+        Err(error) if error.source.kind() == ErrorKind::AlreadyExists => {
+            storage.remove(path)?;
+            storage.open(path, how)
+        }
+        other => other,
     }
 }
 

@@ -1,6 +1,9 @@
 //! The store under a seeded schedule on a disk that lies, rule by rule, and under each fault by name.
 
 mod agent;
+mod cuts;
+mod directory;
+mod faults;
 mod hooked;
 mod rules;
 mod world;

@@ -316,8 +316,7 @@ impl World {
         self.disk.clear_faults();
         self.disk.restart();
         self.restart_quietly()?;
-        self.append(self.agent.log.len() - self.appended);
-        self.commit();
+        self.deliver();
         loop {
             match self.machine().apply_next(WallTime(self.now)) {
                 Ok(ApplyOutcome::Idle) => break,
@@ -328,7 +327,23 @@ impl World {
         self.check_all()
     }
 
-    fn restart_quietly(&mut self) -> Verdict {
+    /// Sends a frame of these records.
+    pub(super) fn send_records(&mut self, records: Vec<(Record, Vec<u8>)>) {
+        self.now += 1;
+        self.agent.send(records, 0, WallTime(self.now));
+    }
+
+    /// Hands all that is left to the journal, and makes it durable.
+    pub(super) fn deliver(&mut self) {
+        self.append(self.agent.log.len() - self.appended);
+        self.commit();
+    }
+
+    pub(super) fn marker(&self) -> (Record, Vec<u8>) {
+        marker(all_disks(), WallTime(self.now))
+    }
+
+    pub(super) fn restart_quietly(&mut self) -> Verdict {
         let storage: Arc<dyn Storage> = Arc::new(HookedStorage(self.disk.clone()));
         let store =
             Store::open(storage, options(), WallTime(self.now)).map_err(|e| e.to_string())?;

@@ -1,0 +1,217 @@
+//! Full disks, failing disks and flipped bits: each is named, stops what it must, and loses nothing acknowledged.
+
+use super::agent::{BLOCK, MACHINE, block_of, consistent, write};
+use super::world::World;
+use crate::store::{ApplyOutcome, JournalState, PointChoice, StoreError};
+use redoubt_engine::lying::{Fault, Kind};
+use redoubt_engine::storage::{Open, ReadRequest, Storage, WriteRequest};
+use redoubt_log::{DiskIndex, Sequence, WallTime};
+use std::path::{Path, PathBuf};
+
+/// A machine with two applied points: block 0 of disk 0 was 1 at the first, and is 2 at the second.
+fn world_with_points() -> World {
+    let mut world = World::new(1);
+    for value in [1, 2] {
+        let marker = world.marker();
+        world.send_records(vec![write(0, 0, value), consistent(0), consistent(1), marker]);
+        world.deliver();
+        assert!(matches!(apply(&world), Ok(ApplyOutcome::Applied { point: Some(_), .. })));
+    }
+    world
+}
+
+fn apply(world: &World) -> Result<ApplyOutcome, StoreError> {
+    world.machine().apply_next(WallTime(world.now))
+}
+
+fn send_point(world: &mut World, value: u32) {
+    let marker = world.marker();
+    world.send_records(vec![write(0, 0, value), marker]);
+}
+
+/// Block 0 of disk 0 at the oldest point.
+fn oldest_block(world: &World) -> Result<Vec<u8>, StoreError> {
+    let machine = world.machine();
+    let view = machine.view(DiskIndex(0), PointChoice::Id(machine.points()[0].id))?;
+    let mut bytes = vec![0; BLOCK];
+    view.read(0, &mut bytes).map(|()| bytes)
+}
+
+fn flip(world: &World, path: &Path, position: u64) {
+    let file = world.disk.open(path, Open::ReadWrite).unwrap();
+    let mut byte = [0];
+    file.read(&mut [ReadRequest { offset: position, buffer: &mut byte }]).unwrap();
+    byte[0] ^= 0x10;
+    file.write(&[WriteRequest { offset: position, data: &byte }]).unwrap();
+    file.sync().unwrap();
+}
+
+fn files(world: &World, directory: &str) -> Vec<PathBuf> {
+    let directory = PathBuf::from(format!("machines/{MACHINE}/{directory}"));
+    let names = world.disk.list(&directory).unwrap();
+    names.iter().map(|name| directory.join(name)).collect()
+}
+
+#[test]
+fn a_full_journal_stops_acknowledgements_and_goes_on_when_there_is_room() {
+    let mut world = world_with_points();
+    world.disk.inject(Fault::enospc("journal").lasting());
+    for value in 3..20 {
+        send_point(&mut world, value);
+    }
+    world.append(world.agent.log.len() - world.appended);
+    assert!(world.appended < world.agent.log.len());
+    assert_eq!(world.machine().status().journal, JournalState::Full);
+    let before = world.acknowledged;
+    world.commit();
+    assert!(world.acknowledged >= before && world.acknowledged < world.agent.last());
+    world.disk.clear_faults();
+    world.deliver();
+    assert_eq!(world.machine().status().journal, JournalState::Ready);
+    assert_eq!(world.acknowledged, world.agent.last());
+    world.finish().unwrap();
+}
+
+#[test]
+fn a_full_disk_under_apply_keeps_old_points_and_acknowledgements() {
+    for place in ["retention", "disks", "manifest"] {
+        for passing in 0..6 {
+            let mut world = world_with_points();
+            send_point(&mut world, 3);
+            world.deliver();
+            world.disk.inject(Fault::enospc(place).after(passing).lasting());
+            let applied = apply(&world);
+            assert!(!applied.is_err_and(|error| !error.is_full()), "{place}");
+            assert_eq!(oldest_block(&world).unwrap(), block_of(1));
+            send_point(&mut world, 4);
+            world.deliver();
+            assert_eq!(world.acknowledged, world.agent.last());
+            world.disk.clear_faults();
+            assert!(matches!(apply(&world), Ok(ApplyOutcome::Applied { .. })), "{place}");
+            world.finish().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_failed_journal_sync_acknowledges_nothing_until_the_store_is_opened_again() {
+    let mut world = world_with_points();
+    send_point(&mut world, 3);
+    world.append(1);
+    world.disk.inject(Fault::eio("journal").on(Kind::Sync));
+    assert!(matches!(world.machine().commit(), Err(StoreError::Storage(_))));
+    assert!(matches!(world.machine().commit(), Err(StoreError::JournalFailed { .. })));
+    assert!(matches!(world.machine().status().journal, JournalState::Failed(_)));
+    world.machine = None;
+    world.disk.restart();
+    world.restart_quietly().unwrap();
+    world.finish().unwrap();
+}
+
+#[test]
+fn a_failed_apply_is_taken_up_again() {
+    for place in ["retention", "disks", "manifest", "journal"] {
+        for kind in [Kind::Read, Kind::Write, Kind::Sync, Kind::Name, Kind::Look] {
+            let mut world = world_with_points();
+            send_point(&mut world, 3);
+            world.deliver();
+            world.disk.inject(Fault::eio(place).on(kind));
+            drop(apply(&world));
+            world.disk.clear_faults();
+            assert_eq!(oldest_block(&world).unwrap(), block_of(1), "{place} {kind:?}");
+            apply(&world).unwrap();
+            world.finish().unwrap_or_else(|what| panic!("{place} {kind:?}: {what}"));
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_retention_file_is_named_and_never_read_as_content() {
+    let world = world_with_points();
+    let [path] = &files(&world, "retention")[..] else { panic!("one retention file") };
+    let size = world.disk.open(path, Open::ReadOnly).unwrap().size();
+    let mut named = 0;
+    for position in (0..84).chain((4096..size).step_by(61)) {
+        flip(&world, path, position);
+        let checked = world.machine().check_retention();
+        if let Err(error) = &checked {
+            let names = matches!(error, StoreError::Damaged { path: named, .. } if named == path)
+                || matches!(error, StoreError::NewerVersion { .. });
+            assert!(names, "byte {position}: {error}");
+            named += 1;
+        }
+        assert!(checked.is_err() || position >= 4096, "byte {position} of the header");
+        if let Ok(bytes) = oldest_block(&world) {
+            assert_eq!(bytes, block_of(1), "byte {position}");
+        }
+        flip(&world, path, position);
+    }
+    assert!(named > 84 + 60, "a page of the index alone has 67 such places: {named}");
+}
+
+#[test]
+fn a_flipped_bit_in_the_journal_is_named() {
+    // Both while the store is open and when it opens: in a segment that is not the last one.
+    for reopen in [false, true] {
+        let mut world = world_with_points();
+        for value in 3..20 {
+            send_point(&mut world, value);
+        }
+        world.deliver();
+        let segments = files(&world, "journal");
+        let needed = &segments[1];
+        for position in (4096..4096 + 400).step_by(7) {
+            flip(&world, needed, position);
+            let error = if reopen {
+                world.machine = None;
+                world.restart_quietly().err().unwrap_or_default()
+            } else {
+                let failed =
+                    std::iter::repeat_with(|| apply(&world)).take(20).find_map(Result::err);
+                failed.map_or(String::new(), |error| error.to_string())
+            };
+            // Bytes of an entry's padding are zeros that nothing depends on.
+            let is_padding = error.is_empty();
+            assert!(is_padding || error.contains("journal"), "byte {position}: {error}");
+            assert!(!is_padding || position > 4096 + 250, "byte {position} went unnoticed");
+            flip(&world, needed, position);
+            if !reopen {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lost_segment_and_a_lost_retention_file_are_named() {
+    for directory in ["journal", "retention"] {
+        let mut world = world_with_points();
+        let path = files(&world, directory).pop().unwrap();
+        world.machine = None;
+        world.disk.remove(&path).unwrap();
+        world.disk.sync_directory(path.parent().unwrap()).unwrap();
+        let error = world.restart_quietly().unwrap_err();
+        assert!(error.contains(directory), "{error}");
+    }
+}
+
+#[test]
+fn foreign_and_late_frames_are_refused() {
+    let mut world = world_with_points();
+    let before = world.machine().status().durable;
+    send_point(&mut world, 3);
+    let hello = world.machine().hello(None, &[]).unwrap();
+    let late = world.agent.log.last().unwrap().bytes.clone();
+    let mut entry = super::agent::entry_of(&late);
+    let appended = world.machine().append(&mut [&mut entry]);
+    assert!(matches!(appended.stopped, Some(StoreError::Refused { .. })), "{appended:?}");
+    world.agent.truncate(hello.resume);
+    world.agent.incarnation = hello.incarnation;
+    world.agent.log.pop();
+    send_point(&mut world, 4);
+    let mut entry = super::agent::entry_of(&world.agent.log.last().unwrap().bytes);
+    let appended = world.machine().append(&mut [&mut entry]);
+    assert!(matches!(appended.stopped, Some(StoreError::Refused { .. })), "a frame is missing");
+    assert_eq!(world.machine().commit().unwrap(), before);
+    assert!(before > Sequence(0));
+}
