@@ -1,5 +1,6 @@
-//! Brings the replica disks forward by one interval, from one position at which they may stop to the next.
-//! No replica byte is written before what it overwrites is sealed; a cut at any instant is taken up by the next call.
+//! Brings the replica disks forward by one interval, from one position at which they may stop to
+//! the next. No replica byte is written before what it overwrites is sealed; a cut at any instant
+//! is taken up by the next call.
 
 use super::consistency::Consistency;
 use super::error::{Result, StoreError};
@@ -63,7 +64,8 @@ pub(super) fn apply_next(shared: &Shared, now: WallTime) -> Result<ApplyOutcome>
     Ok(ApplyOutcome::Applied { to: interval.to, point })
 }
 
-/// What is due, if anything. A disk that has points stands still between them, unless the journal outgrows its limit.
+/// What is due, if anything. A disk that has points stands still between them, unless the journal
+/// outgrows its limit.
 fn choose_goal(shared: &Shared) -> Option<Goal> {
     let manifest = lock(&shared.manifest);
     if let Some(to) = manifest.applying {
@@ -188,8 +190,8 @@ impl Interval {
         writer.finish()
     }
 
-    /// Seals the old content and says in the manifest that the replica disks are about to change: from here on the
-    /// retention file is never rebuilt.
+    /// Seals the old content and says in the manifest that the replica disks are about to change:
+    /// from here on the retention file is never rebuilt.
     fn begin(&self, shared: &Shared, retained: Option<RetentionSpan>) -> Result<()> {
         if let Some(span) = retained {
             let unsealed = shared.layout.unsealed(span.from, span.to);

@@ -1,5 +1,6 @@
-//! Which disks the log tells wholly at a position, by the records alone: gaps, and what ends them. It knows no disk.
-//! A generation's first frame finds no disk consistent, whatever the one before said.
+//! Which disks the log tells wholly at a position, by the records alone: gaps, and what ends them.
+//! It knows no disk. A generation's first frame finds no disk consistent, whatever the one before
+//! said.
 
 use super::manifest::Manifest;
 use redoubt_log::frame::{FrameHeader, PlacedRecord};

@@ -11,8 +11,9 @@ const WINDOW: usize = 1 << 20;
 /// The smallest hole left where a window holds zeros: a file system's block.
 const HOLE: usize = 4096;
 
-/// Copies all of the view into `to`, which has its size, whatever it held before, and syncs it. `progress` hears
-/// how many bytes of the disk are behind; it stops the copy by returning false. Returns whether it was finished.
+/// Copies all of the view into `to`, which has its size, whatever it held before, and syncs it.
+/// `progress` hears how many bytes of the disk are behind; it stops the copy by returning false.
+/// Returns whether it was finished.
 pub fn copy_out(
     view: &View,
     to: &dyn BlockFile,

@@ -1,4 +1,5 @@
-//! What can go wrong in the store, naming the file and what the operator can do. It decides nothing.
+//! What can go wrong in the store, naming the file and what the operator can do. It decides
+//! nothing.
 
 use redoubt_engine::storage::StorageError;
 use redoubt_log::{DiskIndex, MachineId, PointId, Sequence};
@@ -42,7 +43,8 @@ pub enum StoreError {
     },
     /// The journal failed before; nothing is acknowledged until the store is opened again.
     #[error(
-        "machine {machine}: the journal failed and takes nothing until the target restarts: {reason}"
+        "machine {machine}: the journal failed and takes nothing until the target restarts: \
+         {reason}"
     )]
     JournalFailed {
         /// The machine.

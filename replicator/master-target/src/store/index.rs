@@ -1,5 +1,5 @@
-//! The journal's index in memory: which sequences stand where. Small whatever the journal's size: one mark a MiB.
-//! It states only what is durable, and is never locked during I/O.
+//! The journal's index in memory: which sequences stand where. Small whatever the journal's size:
+//! one mark a MiB. It states only what is durable, and is never locked during I/O.
 
 use super::manifest::JournalFloor;
 use redoubt_log::segment::Chain;
@@ -74,7 +74,8 @@ pub(super) struct JournalIndex {
 }
 
 impl JournalIndex {
-    /// The segment and the mark from which to read on after a position; `None` where nothing durable follows it.
+    /// The segment and the mark from which to read on after a position; `None` where nothing
+    /// durable follows it.
     pub(super) fn find(&self, after: Sequence) -> Option<(u64, Mark)> {
         let segment = self.segments.iter().find(|segment| segment.last > after)?;
         Some((segment.number, segment.mark_for(after)))
@@ -96,7 +97,8 @@ impl JournalIndex {
         Some(JournalFloor { segment: segment.number, after: segment.after() })
     }
 
-    /// Moves the segments before the floor, which must stand in the manifest already, to the spent ones.
+    /// Moves the segments before the floor, which must stand in the manifest already, to the spent
+    /// ones.
     pub(super) fn move_floor(&mut self, floor: JournalFloor, now: WallTime) {
         while self.segments.front().is_some_and(|segment| segment.number < floor.segment) {
             let segment = self.segments.pop_front();

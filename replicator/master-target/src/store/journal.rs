@@ -1,5 +1,6 @@
-//! The journal's writing end: frames go to the tail of the last segment, one sync makes a group of them durable.
-//! It states nothing as durable before that sync has returned, and never waits for an apply.
+//! The journal's writing end: frames go to the tail of the last segment, one sync makes a group of
+//! them durable. It states nothing as durable before that sync has returned, and never waits for an
+//! apply.
 
 use super::consistency::Consistency;
 use super::error::{Result, StoreError};
@@ -18,8 +19,8 @@ use redoubt_log::{
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-/// The most bytes that wait for one sync. Recovery relies on it: what a power cut can leave behind the last good
-/// entry lies within this distance, so a whole entry beyond proves damage.
+/// The most bytes that wait for one sync. Recovery relies on it: what a power cut can leave behind
+/// the last good entry lies within this distance, so a whole entry beyond proves damage.
 pub(super) const GROUP_LIMIT: u64 = 16 << 20;
 
 /// What a frame must match to be taken.
@@ -35,7 +36,8 @@ pub(super) struct Fence {
 pub struct Appended {
     /// Entries of the batch that stand in the journal, not durable yet.
     pub entries: usize,
-    /// Why the next one does not, if one is left. Where [`StoreError::is_full`] holds, try again later.
+    /// Why the next one does not, if one is left. Where [`StoreError::is_full`] holds, try again
+    /// later.
     pub stopped: Option<StoreError>,
 }
 
@@ -100,8 +102,8 @@ struct Staged {
 }
 
 impl Journal {
-    /// Takes entries, each an aligned buffer with its frame at [`ENTRY_HEADER_SIZE`]. Stops at the first
-    /// that does not belong here or has no room.
+    /// Takes entries, each an aligned buffer with its frame at [`ENTRY_HEADER_SIZE`]. Stops at the
+    /// first that does not belong here or has no room.
     pub(super) fn append(
         &mut self,
         index: &Mutex<JournalIndex>,
@@ -125,14 +127,16 @@ impl Journal {
         Appended { entries, stopped: None }
     }
 
-    /// Makes durable what was appended; returns the last durable sequence. Only then may it be acknowledged.
+    /// Makes durable what was appended; returns the last durable sequence. Only then may it be
+    /// acknowledged.
     pub(super) fn commit(&mut self, index: &Mutex<JournalIndex>) -> Result<Sequence> {
         self.check_state()?;
         let waiting = self.tail.as_ref().filter(|tail| !tail.waiting.is_empty());
         let Some(tail) = waiting else { return Ok(self.durable) };
         let synced = if holds(Rule::AckAfterSync) { tail.file.sync() } else { Ok(()) };
         if let Err(error) = synced {
-            // A failed sync may have given its writes up: only what recovery reads back counts from here on.
+            // A failed sync may have given its writes up: only what recovery reads back counts from
+            // here on.
             return Err(self.fail(error));
         }
         let Some(tail) = self.tail.as_mut() else { return Ok(self.durable) };
@@ -178,7 +182,8 @@ impl Journal {
         Ok(count)
     }
 
-    /// Opens the next segment where this one has no room for the frame, and ends the group where it is full.
+    /// Opens the next segment where this one has no room for the frame, and ends the group where it
+    /// is full.
     fn make_room(&mut self, index: &Mutex<JournalIndex>, first: &FrameHeader) -> Result<()> {
         let length = entry_length(first.frame_length()) as u64;
         let fits = self.tail.as_ref().is_some_and(|tail| {
@@ -196,8 +201,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Checks an entry against the log as it will be after the ones staged before it, and chains it. `None` where it
-    /// must wait for another segment or group.
+    /// Checks an entry against the log as it will be after the ones staged before it, and chains
+    /// it. `None` where it must wait for another segment or group.
     fn stage(&self, entry: &mut [u8], before: Option<&Staged>) -> Result<Option<Staged>> {
         let header = self.parse(entry)?;
         let last = before.map_or(self.appended, |staged| staged.header.last);
@@ -225,7 +230,8 @@ impl Journal {
             .map_err(|error| self.refused(error.to_string()))
     }
 
-    /// Whether the frame may follow `last`: of this machine, not fenced, the next one, and possible to apply.
+    /// Whether the frame may follow `last`: of this machine, not fenced, the next one, and possible
+    /// to apply.
     fn admit(
         &self,
         header: &FrameHeader,

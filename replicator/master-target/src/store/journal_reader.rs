@@ -1,5 +1,6 @@
-//! Reads durable frames in order from a position on, across segments, for the apply. It holds one window, not frames.
-//! Whatever it meets before the durable end that is not a whole entry is damage, and is named.
+//! Reads durable frames in order from a position on, across segments, for the apply. It holds one
+//! window, not frames. Whatever it meets before the durable end that is not a whole entry is
+//! damage, and is named.
 
 use super::error::{Result, StoreError};
 use super::segment_reader::SegmentReader;

@@ -1,5 +1,5 @@
-//! One machine of the store: the handle that the journal's thread, the apply's thread and readers use at once.
-//! It fences older runs of the agent before it states where the log goes on.
+//! One machine of the store: the handle that the journal's thread, the apply's thread and readers
+//! use at once. It fences older runs of the agent before it states where the log goes on.
 
 use super::apply::{ApplyOutcome, apply_next};
 use super::error::{Result, StoreError};
@@ -30,6 +30,15 @@ pub struct DiskSpec {
     pub size: u64,
     /// 512 or 4096.
     pub logical_block_size: u32,
+}
+
+/// A run of the agent, and the number that its frames carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// The number: newer than all others for a new run.
+    pub incarnation: Incarnation,
+    /// The run, as it names itself.
+    pub run: [u8; 16],
 }
 
 /// Where an agent goes on.
@@ -102,7 +111,8 @@ pub struct StoreMachine {
 }
 
 impl StoreMachine {
-    /// Opens what the manifest describes, and removes what no manifest speaks of; `None` where there is no manifest.
+    /// Opens what the manifest describes, and removes what no manifest speaks of; `None` where
+    /// there is no manifest.
     pub(super) fn open(
         storage: &Arc<dyn Storage>,
         options: StoreOptions,
@@ -145,39 +155,54 @@ impl StoreMachine {
         lock(&self.shared.manifest).name.clone()
     }
 
-    /// Answers an agent: takes in the disks that are new, fences older runs durably, makes durable what they sent,
-    /// and only then says where the log goes on. A run that comes back and still `held` the newest incarnation keeps
-    /// it.
-    pub fn hello(&self, held: Option<Incarnation>, disks: &[DiskSpec]) -> Result<HelloAnswer> {
+    /// Who was admitted last, if anyone ever was.
+    pub fn admitted(&self) -> Option<Admitted> {
+        let manifest = lock(&self.shared.manifest);
+        manifest.run.map(|run| Admitted { incarnation: manifest.incarnation, run })
+    }
+
+    /// Admits a run of the agent: takes in the disks that are new, makes durable what older runs
+    /// sent and fences them, durably, and only then says where the log goes on. The same run may be
+    /// admitted again. With `new_generation` a new log begins: the positions go on, the points
+    /// stay, and no disk is consistent until the new log says so.
+    pub fn hello(
+        &self,
+        admitted: Admitted,
+        new_generation: bool,
+        disks: &[DiskSpec],
+    ) -> Result<HelloAnswer> {
         let mut journal = lock(&self.shared.journal);
+        if admitted.incarnation < journal.fence.incarnation {
+            let newest = journal.fence.incarnation;
+            let reason = format!("incarnation {} is fenced by {newest}", admitted.incarnation);
+            return Err(StoreError::Refused { machine: self.shared.machine, reason });
+        }
         for disk in disks {
             self.add_disk_locked(&mut journal, disk)?;
         }
         let resume = journal.commit(&self.shared.index)?;
-        if held != Some(journal.fence.incarnation) {
-            let incarnation = journal.fence.incarnation.next();
-            if holds(Rule::FenceDurable) {
-                self.change(|manifest| manifest.incarnation = incarnation)?;
-            }
-            journal.fence.incarnation = incarnation;
+        let mut fence = journal.fence;
+        fence.incarnation = admitted.incarnation;
+        if new_generation {
+            fence.generation = Generation::random();
         }
+        if (fence != journal.fence || self.admitted() != Some(admitted))
+            && holds(Rule::FenceDurable)
+        {
+            self.change(|manifest| {
+                manifest.generation = fence.generation;
+                manifest.incarnation = fence.incarnation;
+                manifest.run = Some(admitted.run);
+            })?;
+        }
+        journal.fence = fence;
         Ok(HelloAnswer {
-            generation: journal.fence.generation,
-            incarnation: journal.fence.incarnation,
-            role_epoch: journal.fence.role_epoch,
+            generation: fence.generation,
+            incarnation: fence.incarnation,
+            role_epoch: fence.role_epoch,
             resume,
             disks: self.disk_status(&journal),
         })
-    }
-
-    /// Begins a new log: the positions go on, the points stay, and no disk is consistent until the new log says so.
-    pub fn new_generation(&self) -> Result<Generation> {
-        let mut journal = lock(&self.shared.journal);
-        journal.commit(&self.shared.index)?;
-        let generation = Generation::random();
-        self.change(|manifest| manifest.generation = generation)?;
-        journal.fence.generation = generation;
-        Ok(generation)
     }
 
     /// Lets another side write: frames of the old one are refused from now on.
@@ -188,25 +213,27 @@ impl StoreMachine {
         Ok(())
     }
 
-    /// Takes a disk in: a sparse replica of its size, durable when this returns. One that is known already must come
-    /// with the same properties.
+    /// Takes a disk in: a sparse replica of its size, durable when this returns. One that is known
+    /// already must come with the same properties.
     pub fn add_disk(&self, disk: &DiskSpec) -> Result<()> {
         self.add_disk_locked(&mut lock(&self.shared.journal), disk)
     }
 
-    /// Appends entries, in order: each an aligned buffer with its frame at `ENTRY_HEADER_SIZE`, and at least
-    /// `entry_length` bytes long. Checksum and records are checked, the MAC is not: the caller did. Nothing is durable before [`StoreMachine::commit`].
+    /// Appends entries, in order: each an aligned buffer with its frame at `ENTRY_HEADER_SIZE`, and
+    /// at least `entry_length` bytes long. Checksum and records are checked, the MAC is not: the
+    /// caller did. Nothing is durable before [`StoreMachine::commit`].
     pub fn append(&self, batch: &mut [&mut [u8]]) -> Appended {
         lock(&self.shared.journal).append(&self.shared.index, batch)
     }
 
-    /// Makes durable what was appended, by one sync; returns the last durable sequence, which may be acknowledged.
+    /// Makes durable what was appended, by one sync; returns the last durable sequence, which may
+    /// be acknowledged.
     pub fn commit(&self) -> Result<Sequence> {
         lock(&self.shared.journal).commit(&self.shared.index)
     }
 
-    /// Applies the next interval, if one is due, and finishes one that was cut. After an error nothing is lost: call
-    /// again when the reason is gone.
+    /// Applies the next interval, if one is due, and finishes one that was cut. After an error
+    /// nothing is lost: call again when the reason is gone.
     pub fn apply_next(&self, now: WallTime) -> Result<ApplyOutcome> {
         apply_next(&self.shared, now)
     }
@@ -248,7 +275,8 @@ impl StoreMachine {
         View::open(&self.shared, disk, point)
     }
 
-    /// Reads every retention file and checks every checksum; returns the bytes of old content that they hold.
+    /// Reads every retention file and checks every checksum; returns the bytes of old content that
+    /// they hold.
     pub fn check_retention(&self) -> Result<u64> {
         let spans = self.shared.published();
         spans.iter().map(|span| self.shared.open_retention(span)?.check()).sum()
@@ -346,8 +374,9 @@ fn check_known(known: &Disk, spec: &DiskSpec) -> Result<()> {
     Ok(())
 }
 
-/// Removes what no manifest speaks of: nothing was written on its account. What the manifest lists was sealed, and is
-/// kept, above all where its apply was cut: the replica may hold new data already.
+/// Removes what no manifest speaks of: nothing was written on its account. What the manifest lists
+/// was sealed, and is kept, above all where its apply was cut: the replica may hold new data
+/// already.
 fn clean_retention(
     storage: &dyn Storage,
     layout: &MachineLayout,

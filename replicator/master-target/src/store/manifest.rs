@@ -1,5 +1,6 @@
-//! The manifest: what a machine's parts are, and how far the replica disks have come. Replaced atomically, as a whole.
-//! It never states what is not durable yet, and a version that this program does not know is refused, not guessed.
+//! The manifest: what a machine's parts are, and how far the replica disks have come. Replaced
+//! atomically, as a whole. It never states what is not durable yet, and a version that this program
+//! does not know is refused, not guessed.
 //!
 //! ```text
 //! redoubt-manifest 1 <crc32c of the body, 8 hex digits>\n
@@ -32,6 +33,8 @@ pub struct Manifest {
     pub generation: Generation,
     /// The last incarnation handed out; frames of older ones are refused.
     pub incarnation: Incarnation,
+    /// The run of the agent that it was handed out to; `None` before the first.
+    pub run: Option<[u8; 16]>,
     /// Which side may write.
     pub role_epoch: RoleEpoch,
     /// The disks, by index.
@@ -66,11 +69,13 @@ pub struct Disk {
     pub device: Option<PathBuf>,
     /// Whether a record of it was ever applied: until then every byte reads as zero.
     pub has_data: bool,
-    /// Whether a recovery point of it was ever applied: from then on what is overwritten is retained.
+    /// Whether a recovery point of it was ever applied: from then on what is overwritten is
+    /// retained.
     pub has_points: bool,
     /// The record that made it consistent, as of `applied`; `None` while it is not.
     pub consistent_from: Option<Sequence>,
-    /// Whether the replica disk holds writes from after its last point, so that the point needs a view.
+    /// Whether the replica disk holds writes from after its last point, so that the point needs a
+    /// view.
     pub ahead_of_point: bool,
 }
 
@@ -124,6 +129,7 @@ impl Manifest {
             name: name.to_owned(),
             generation,
             incarnation: Incarnation(0),
+            run: None,
             role_epoch: RoleEpoch(0),
             disks: Vec::new(),
             applied: Sequence(0),

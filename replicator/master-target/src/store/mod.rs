@@ -1,8 +1,10 @@
 //! The store: a machine's journal, replica disks, retention files and points, on any `Storage`.
-//! It is synchronous and owns no clock and no socket, so that a simulator can drive it and cut it anywhere.
+//! It is synchronous and owns no clock and no socket, so that a simulator can drive it and cut it
+//! anywhere.
 //!
-//! The life of a frame: [`StoreMachine::append`] → [`StoreMachine::commit`] (durable: acknowledge) →
-//! [`StoreMachine::apply_next`] at the next recovery point (old content sealed, then written) → [`View`].
+//! The life of a frame: [`StoreMachine::append`] → [`StoreMachine::commit`] (durable: acknowledge)
+//! → [`StoreMachine::apply_next`] at the next recovery point (old content sealed, then written) →
+//! [`View`].
 
 mod apply;
 mod consistency;
@@ -32,7 +34,7 @@ pub use apply::ApplyOutcome;
 pub use copy_out::copy_out;
 pub use error::{Result, StoreError};
 pub use journal::{Appended, JournalState};
-pub use machine::{DiskSpec, DiskStatus, HelloAnswer, MachineStatus, StoreMachine};
+pub use machine::{Admitted, DiskSpec, DiskStatus, HelloAnswer, MachineStatus, StoreMachine};
 pub use manifest::Point;
 pub use root::{Store, StoreOptions};
 pub use view::{PointChoice, View};

@@ -1,5 +1,6 @@
 //! Which recovery points are kept, and the removal of those that are too old, oldest first.
-//! The manifest forgets a point before its file goes; a point that a view holds stays, and so does the newest one.
+//! The manifest forgets a point before its file goes; a point that a view holds stays, and so does
+//! the newest one.
 
 use super::error::Result;
 use super::manifest::{Manifest, RetentionSpan};
@@ -7,9 +8,9 @@ use super::shared::{Shared, lock};
 use redoubt_log::{Sequence, WallTime};
 use std::time::Duration;
 
-/// Removes points older than `keep`; returns how many. Their age is measured at the newest point, by the machine's
-/// own clock, so that the history of a machine that is silent does not melt away; a clock that ran ahead of the
-/// target's `now` does not count.
+/// Removes points older than `keep`; returns how many. Their age is measured at the newest point,
+/// by the machine's own clock, so that the history of a machine that is silent does not melt away;
+/// a clock that ran ahead of the target's `now` does not count.
 pub(super) fn drop_expired(shared: &Shared, now: WallTime, keep: Duration) -> Result<usize> {
     let mut manifest = lock(&shared.manifest);
     let Some(newest) = manifest.points.last() else { return Ok(0) };

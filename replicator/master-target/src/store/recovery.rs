@@ -1,5 +1,6 @@
-//! Finds the journal's end when a machine is opened, by walking the chain from the first segment that is needed.
-//! Before anything is appended, what lies behind the last good entry is erased, durably.
+//! Finds the journal's end when a machine is opened, by walking the chain from the first segment
+//! that is needed. Before anything is appended, what lies behind the last good entry is erased,
+//! durably.
 
 use super::consistency::Consistency;
 use super::error::{Result, StoreError};
@@ -214,8 +215,9 @@ fn is_unused(file: &dyn BlockFile) -> Result<bool> {
     Ok(is_zero(&block))
 }
 
-/// Overwrites with zeros, durably, whatever stands behind the last good entry: else a frame that survived a cut could
-/// follow a new one later. A whole frame far behind proves that the entry here was durable once, and is damage.
+/// Overwrites with zeros, durably, whatever stands behind the last good entry: else a frame that
+/// survived a cut could follow a new one later. A whole frame far behind proves that the entry here
+/// was durable once, and is damage.
 fn erase_behind(file: &dyn BlockFile, path: &Path, end: u64) -> Result<()> {
     let mut window = vec![0; ERASE_WINDOW];
     let mut used = Vec::new();

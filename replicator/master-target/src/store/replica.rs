@@ -1,5 +1,6 @@
-//! The two ways in which an apply touches replica disks: reading what will be overwritten, and writing what won.
-//! It never decides when: the caller has sealed before it writes, and syncs before it says so.
+//! The two ways in which an apply touches replica disks: reading what will be overwritten, and
+//! writing what won. It never decides when: the caller has sealed before it writes, and syncs
+//! before it says so.
 
 use super::error::{Result, StoreError};
 use super::fold::Fold;
@@ -67,7 +68,8 @@ fn write_frame(
     batches.iter().try_for_each(|(disk, batch)| Ok(replicas[disk].write(batch)?))
 }
 
-/// Hands what the replica disk holds of the ranges to the retention file, in order; holes are not read.
+/// Hands what the replica disk holds of the ranges to the retention file, in order; holes are not
+/// read.
 pub(super) fn copy_old_content(
     file: &dyn BlockFile,
     disk: DiskIndex,

@@ -1,5 +1,6 @@
-//! Retention files: what one interval overwrote, sorted by disk and offset, with an index that is searched on disk.
-//! A reader trusts nothing that a checksum does not cover; a file without its header was never finished.
+//! Retention files: what one interval overwrote, sorted by disk and offset, with an index that is
+//! searched on disk. A reader trusts nothing that a checksum does not cover; a file without its
+//! header was never finished.
 //!
 //! ```text
 //! 0      header (4096): where the top of the index is; written last, before the sync
@@ -8,7 +9,8 @@
 //!        the top of the index: for each page its first key and its place
 //! ```
 //!
-//! Memory is bounded whatever the interval's size: one page of entries, one buffer, and 24 bytes for each page.
+//! Memory is bounded whatever the interval's size: one page of entries, one buffer, and 24 bytes
+//! for each page.
 
 use super::error::{Result, StoreError};
 use super::layout::MachineLayout;
@@ -132,7 +134,8 @@ impl RetentionWriter {
         (bytes, ranges): (u64, u64),
     ) -> Result<Self> {
         let (from, to) = interval;
-        // Files have a fixed size: this one is sparse and as large as the content could become at worst.
+        // Files have a fixed size: this one is sparse and as large as the content could become at
+        // worst.
         let entries = ranges * 2 + bytes / PIECE_LIMIT + 2;
         let pages = entries / ENTRIES_PER_PAGE as u64 + 1;
         let index = pages * (PAGE_LENGTH + TOP_LENGTH) as u64;

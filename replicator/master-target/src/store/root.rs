@@ -1,5 +1,5 @@
-//! The store of all machines below one directory. Synchronous: no socket, no clock; times are passed in.
-//! A machine whose files are damaged is named and left alone; the others are opened.
+//! The store of all machines below one directory. Synchronous: no socket, no clock; times are
+//! passed in. A machine whose files are damaged is named and left alone; the others are opened.
 
 use super::error::{Result, StoreError};
 use super::fold::RANGES_LIMIT;
@@ -18,7 +18,8 @@ use std::sync::{Arc, Mutex};
 pub struct StoreOptions {
     /// Bytes of a journal segment, preallocated.
     pub segment_bytes: u64,
-    /// Journal bytes that may wait for a recovery point before they are applied in steps all the same.
+    /// Journal bytes that may wait for a recovery point before they are applied in steps all the
+    /// same.
     pub pending_limit: u64,
     /// Journal bytes of a step while no disk has a recovery point yet.
     pub step_bytes: u64,
@@ -29,9 +30,11 @@ pub struct StoreOptions {
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
-            // Large enough that making one is rare, small enough that a freed one gives space back soon.
+            // Large enough that making one is rare, small enough that a freed one gives space back
+            // soon.
             segment_bytes: 64 << 20,
-            // Some twenty seconds of 50 MB/s: longer silences become steps, so that space stays bounded.
+            // Some twenty seconds of 50 MB/s: longer silences become steps, so that space stays
+            // bounded.
             pending_limit: 1 << 30,
             // One step syncs the disks and replaces the manifest: seldom enough at 64 MiB.
             step_bytes: 64 << 20,

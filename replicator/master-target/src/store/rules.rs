@@ -1,10 +1,12 @@
-//! The rules that keep the store right, by the names of the design's model, and the question whether one holds.
-//! In the product every rule always holds; only this crate's own tests may take one out, to show that it matters.
+//! The rules that keep the store right, by the names of the design's model, and the question
+//! whether one holds. In the product every rule always holds; only this crate's own tests may take
+//! one out, to show that it matters.
 
 /// One rule. The code asks [`holds`] at the very place where the rule is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// No replica block is written before the retention file with its old content is synced and sealed.
+    /// No replica block is written before the retention file with its old content is synced and
+    /// sealed.
     SealBeforeWrite,
     /// After a cut a sealed retention file is reused, never rebuilt from the half-written replica.
     SealedIsKept,

@@ -1,5 +1,6 @@
-//! Reads a journal segment entry by entry, with read-ahead, checking chain and checksums as it goes.
-//! It holds one buffer whatever the segment's size, and never looks behind the end that it was given.
+//! Reads a journal segment entry by entry, with read-ahead, checking chain and checksums as it
+//! goes. It holds one buffer whatever the segment's size, and never looks behind the end that it
+//! was given.
 
 use super::error::Result;
 use redoubt_engine::storage::{BlockFile, ReadRequest};
@@ -26,7 +27,8 @@ impl SegmentReader {
         Self { file, buffer: Vec::new(), at: 0, filled: 0 }
     }
 
-    /// What stands at `offset` after `chain`; `end` is where the segment's entries end at the latest.
+    /// What stands at `offset` after `chain`; `end` is where the segment's entries end at the
+    /// latest.
     pub(super) fn scan(&mut self, offset: u64, end: u64, chain: &Chain) -> Result<Scan<'_>> {
         let head = self.bytes(offset, end, ENTRY_ALIGNMENT)?;
         let length = head

@@ -1,5 +1,6 @@
-//! What the journal's thread, the apply's thread and readers of one machine share, behind small locks.
-//! Locks are taken in the order journal, manifest, all others; only the first two, and the apply's turn, span I/O.
+//! What the journal's thread, the apply's thread and readers of one machine share, behind small
+//! locks. Locks are taken in the order journal, manifest, all others; only the first two, and the
+//! apply's turn, span I/O.
 
 use super::error::{Result, StoreError};
 use super::index::JournalIndex;
@@ -69,7 +70,8 @@ impl Shared {
     }
 }
 
-/// Creates a file that no manifest speaks of yet, in the place of what an attempt that failed may have left.
+/// Creates a file that no manifest speaks of yet, in the place of what an attempt that failed may
+/// have left.
 pub(super) fn create_anew(
     storage: &dyn Storage,
     path: &Path,
@@ -84,7 +86,8 @@ pub(super) fn create_anew(
     }
 }
 
-/// Locks, also after a panic elsewhere: what these locks guard is replaced whole, or names its own failure.
+/// Locks, also after a panic elsewhere: what these locks guard is replaced whole, or names its own
+/// failure.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,6 @@
-//! A disk as it was at a recovery point: for each range the retention file nearest after the point, else the replica.
-//! Opening reads indexes, not data; a view never writes, and stays exact while apply goes on below it.
+//! A disk as it was at a recovery point: for each range the retention file nearest after the point,
+//! else the replica. Opening reads indexes, not data; a view never writes, and stays exact while
+//! apply goes on below it.
 
 use super::error::{Result, StoreError};
 use super::manifest::Point;
@@ -26,7 +27,8 @@ pub struct View {
     point: Point,
     size: u64,
     replica: Arc<dyn BlockFile>,
-    /// The retention files after the point that have the disk, nearest first, and up to where they were looked for.
+    /// The retention files after the point that have the disk, nearest first, and up to where they
+    /// were looked for.
     files: Mutex<Files>,
     _pin: Pin,
 }
@@ -89,7 +91,8 @@ impl View {
         }
         read_ranges(&*self.replica, &missing, offset, buffer)?;
         if holds(Rule::ReaderLooksAgain) {
-            // An apply may have written the replica before that read: it published the old content first.
+            // An apply may have written the replica before that read: it published the old content
+            // first.
             let seen = files.iter().map(|file| file.span().to).max().unwrap_or(self.point.sequence);
             for file in self.refresh()?.iter().filter(|file| file.span().to > seen) {
                 missing = self.fill(file, missing, offset, buffer)?;
@@ -123,7 +126,8 @@ impl View {
             .ok_or(StoreError::BeyondEnd { disk: self.disk, offset, length })
     }
 
-    /// Opens what was published since the last look, and returns all, in the order in which they are asked.
+    /// Opens what was published since the last look, and returns all, in the order in which they
+    /// are asked.
     fn refresh(&self) -> Result<Arc<Vec<Arc<RetentionReader>>>> {
         let published = self.shared.published();
         let mut guard = lock(&self.files);

@@ -1,4 +1,5 @@
-//! An agent for tests: it seals frames, remembers what it sent, and knows what every disk held at every position.
+//! An agent for tests: it seals frames, remembers what it sent, and knows what every disk held at
+//! every position.
 
 use redoubt_log::frame::{FrameBuilder, FrameKey, FrameLimits, FrameMeta, FramePool, SealBuffers};
 use redoubt_log::segment::{ENTRY_HEADER_SIZE, entry_length};
@@ -58,7 +59,8 @@ impl Agent {
         self.log.last().map_or(Sequence(0), |sent| sent.last)
     }
 
-    /// Seals a frame of these records, which follow what was sent before by `jump` sequences more than one.
+    /// Seals a frame of these records, which follow what was sent before by `jump` sequences more
+    /// than one.
     pub(super) fn send(
         &mut self,
         records: Vec<(Record, Vec<u8>)>,

@@ -1,4 +1,5 @@
-//! The power is cut after every single operation of one small life of a machine: nothing promised is lost.
+//! The power is cut after every single operation of one small life of a machine: nothing promised
+//! is lost.
 
 use super::agent::{consistent, write, zero};
 use super::world::{Verdict, World};

@@ -1,19 +1,21 @@
-//! The store on a real directory: apply, retention over many index pages, copy-out, and old segments going.
+//! The store on a real directory: apply, retention over many index pages, copy-out, and old
+//! segments going.
 
 use super::agent::{Agent, MACHINE, entry_of};
 use crate::store::{
-    ApplyOutcome, DiskSpec, PointChoice, Store, StoreMachine, StoreOptions, copy_out,
+    Admitted, ApplyOutcome, DiskSpec, PointChoice, Store, StoreMachine, StoreOptions, copy_out,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use redoubt_engine::directory::DirectoryStorage;
 use redoubt_engine::storage::{Open, ReadRequest, Storage};
-use redoubt_log::{DiskIndex, DiskSet, Record, WallTime};
+use redoubt_log::{DiskIndex, DiskSet, Incarnation, Record, WallTime};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 const SIZE: usize = 8 << 20;
+const ADMITTED: Admitted = Admitted { incarnation: Incarnation(1), run: [1; 16] };
 const DISK: DiskIndex = DiskIndex(3);
 
 fn deliver(machine: &StoreMachine, agent: &mut Agent, records: Vec<(Record, Vec<u8>)>, at: u64) {
@@ -63,7 +65,7 @@ fn every_point_copies_out_as_it_was() {
         size: SIZE as u64,
         logical_block_size: 512,
     };
-    let hello = machine.hello(None, std::slice::from_ref(&spec)).unwrap();
+    let hello = machine.hello(ADMITTED, false, std::slice::from_ref(&spec)).unwrap();
     let mut agent = Agent::new(hello.generation, hello.incarnation);
     let mut image = vec![0; SIZE];
     let mut images = Vec::new();
@@ -114,7 +116,7 @@ fn journal_apply_and_readers_go_on_at_once() {
     let options = StoreOptions { segment_bytes: 1 << 20, ..Default::default() };
     let store = Store::open(storage, options, WallTime(0)).unwrap();
     let machine = store.create_machine(MACHINE, "m", WallTime(0)).unwrap();
-    let hello = machine.hello(None, &super::world::disk_specs()).unwrap();
+    let hello = super::world::admit(&machine, None).unwrap();
     let mut agent = Agent::new(hello.generation, hello.incarnation);
     let (blocks, points) = (super::world::BLOCKS, 60);
     std::thread::scope(|scope| {

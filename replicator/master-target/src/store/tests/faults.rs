@@ -1,11 +1,12 @@
-//! Full disks, failing disks and flipped bits: each is named, stops what it must, and loses nothing acknowledged.
+//! Full disks, failing disks and flipped bits: each is named, stops what it must, and loses nothing
+//! acknowledged.
 
 use super::agent::{BLOCK, MACHINE, block_of, consistent, write};
-use super::world::World;
-use crate::store::{ApplyOutcome, JournalState, PointChoice, StoreError};
+use super::world::{World, disk_specs};
+use crate::store::{Admitted, ApplyOutcome, JournalState, PointChoice, StoreError};
 use redoubt_engine::lying::{Fault, Kind};
 use redoubt_engine::storage::{Open, ReadRequest, Storage, WriteRequest};
-use redoubt_log::{DiskIndex, Sequence, WallTime};
+use redoubt_log::{DiskIndex, DiskSet, Sequence, WallTime};
 use std::path::{Path, PathBuf};
 
 /// A machine with two applied points: block 0 of disk 0 was 1 at the first, and is 2 at the second.
@@ -200,7 +201,7 @@ fn foreign_and_late_frames_are_refused() {
     let mut world = world_with_points();
     let before = world.machine().status().durable;
     send_point(&mut world, 3);
-    let hello = world.machine().hello(None, &[]).unwrap();
+    let hello = super::world::admit(&world.machine(), None).unwrap();
     let late = world.agent.log.last().unwrap().bytes.clone();
     let mut entry = super::agent::entry_of(&late);
     let appended = world.machine().append(&mut [&mut entry]);
@@ -214,4 +215,33 @@ fn foreign_and_late_frames_are_refused() {
     assert!(matches!(appended.stopped, Some(StoreError::Refused { .. })), "a frame is missing");
     assert_eq!(world.machine().commit().unwrap(), before);
     assert!(before > Sequence(0));
+}
+
+#[test]
+fn a_new_generation_goes_on_but_offers_no_point_before_it_is_consistent() {
+    let mut world = world_with_points();
+    let newest = world.machine().admitted().unwrap();
+    let admitted = Admitted { incarnation: newest.incarnation.next(), run: [9; 16] };
+    let hello = world.machine().hello(admitted, true, &disk_specs()).unwrap();
+    assert_ne!(hello.generation, world.agent.generation);
+    assert_eq!(hello.resume, world.agent.last());
+    assert!(hello.disks.iter().all(|disk| !disk.consistent && disk.name.starts_with("disk")));
+    assert!(hello.disks[0].has_data && !hello.disks[1].has_data);
+    assert!(world.machine().hello(newest, false, &[]).is_err(), "the older run is fenced");
+    (world.agent.generation, world.agent.incarnation) = (hello.generation, hello.incarnation);
+    world.agent.consistent = DiskSet::default();
+    send_point(&mut world, 3);
+    world.deliver();
+    assert!(matches!(apply(&world), Ok(ApplyOutcome::Applied { point: None, .. })));
+    assert!(world.machine().status().disks[0].ahead_of_point);
+    assert_eq!(oldest_block(&world).unwrap(), block_of(1));
+    let marker = world.marker();
+    world.send_records(vec![consistent(0), marker]);
+    world.deliver();
+    let Ok(ApplyOutcome::Applied { point: Some(point), .. }) = apply(&world) else {
+        panic!("disk 0 is consistent again")
+    };
+    assert!(!point.complete && point.disks.contains(DiskIndex(0)));
+    assert!(!world.machine().status().disks[0].ahead_of_point);
+    world.finish().unwrap();
 }

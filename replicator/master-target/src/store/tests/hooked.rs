@@ -1,5 +1,5 @@
-//! A storage that calls the test before each operation, so that anything can happen between two of them.
-//! It changes nothing of what the storage below does.
+//! A storage that calls the test before each operation, so that anything can happen between two of
+//! them. It changes nothing of what the storage below does.
 
 use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Result, Storage, WriteRequest};
 use std::cell::RefCell;

@@ -1,4 +1,5 @@
-//! The store under a seeded schedule on a disk that lies, rule by rule, and under each fault by name.
+//! The store under a seeded schedule on a disk that lies, rule by rule, and under each fault by
+//! name.
 
 mod agent;
 mod cuts;

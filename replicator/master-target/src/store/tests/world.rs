@@ -1,18 +1,18 @@
-//! One machine, its agent and its store on a disk that lies, driven by a seeded schedule, with an omniscient judge.
-//! The judge: an acknowledged frame stays, an incarnation is given once, a view of a kept point reads what the log
-//! says, also while apply runs and after any cut.
+//! One machine, its agent and its store on a disk that lies, driven by a seeded schedule, with an
+//! omniscient judge. The judge: an acknowledged frame stays, an incarnation is given once, a view
+//! of a kept point reads what the log says, also while apply runs and after any cut.
 
 use super::agent::{Agent, BLOCK, MACHINE, block_of, consistent, entry_of, marker, write, zero};
 use super::hooked::{HookedStorage, hooked};
 use crate::store::{
-    ApplyOutcome, DiskSpec, HelloAnswer, Point, PointChoice, Store, StoreMachine, StoreOptions,
-    View,
+    Admitted, ApplyOutcome, DiskSpec, HelloAnswer, Point, PointChoice, Store, StoreMachine,
+    StoreOptions, View,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redoubt_engine::lying::LyingStorage;
 use redoubt_engine::storage::{Open, ReadRequest, Storage};
-use redoubt_log::{DiskIndex, DiskSet, GapReason, Record, Sequence, WallTime};
+use redoubt_log::{DiskIndex, DiskSet, GapReason, Incarnation, Record, Sequence, WallTime};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -62,13 +62,24 @@ pub(super) fn all_disks() -> DiskSet {
     DiskSet((1 << DISKS) - 1)
 }
 
+/// What the session does: the newest run keeps its number, any other gets a new one.
+pub(super) fn admit(
+    machine: &StoreMachine,
+    held: Option<Incarnation>,
+) -> crate::store::Result<HelloAnswer> {
+    let newest = machine.status().incarnation;
+    let incarnation = held.filter(|held| *held == newest).unwrap_or(newest.next());
+    let run = u128::from(incarnation.0).to_le_bytes();
+    machine.hello(Admitted { incarnation, run }, false, &disk_specs())
+}
+
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let disk = LyingStorage::new(seed);
         let storage: Arc<dyn Storage> = Arc::new(HookedStorage(disk.clone()));
         let store = Store::open(storage, options(), WallTime(0)).unwrap();
         let machine = store.create_machine(MACHINE, "m", WallTime(0)).unwrap();
-        let hello = machine.hello(None, &disk_specs()).unwrap();
+        let hello = admit(&machine, None).unwrap();
         let agent = Agent::new(hello.generation, hello.incarnation);
         Self {
             rng: StdRng::seed_from_u64(seed),
@@ -239,7 +250,7 @@ impl World {
 
     /// A new run of the agent connects.
     fn agent_dies(&mut self) -> Verdict {
-        match self.machine().hello(None, &disk_specs()) {
+        match admit(&self.machine(), None) {
             Ok(hello) => self.take_hello(&hello, true),
             Err(error) => {
                 assert!(self.disk.is_crashed(), "{error}");
@@ -270,7 +281,8 @@ impl World {
         Ok(())
     }
 
-    /// The target starts again, after a cut or after its process died; the agent connects again, or a new one does.
+    /// The target starts again, after a cut or after its process died; the agent connects again, or
+    /// a new one does.
     pub(super) fn restart(&mut self) -> Verdict {
         loop {
             self.machine = None;
@@ -294,7 +306,7 @@ impl World {
             };
             let is_new = self.rng.random_bool(0.4);
             let held = (!is_new).then_some(self.agent.incarnation);
-            match machine.hello(held, &disk_specs()) {
+            match admit(&machine, held) {
                 Ok(hello) => {
                     self.machine = Some(machine);
                     return self
@@ -306,7 +318,8 @@ impl World {
         }
     }
 
-    /// Everything is sent, committed and applied; then every point and the replica disks are compared.
+    /// Everything is sent, committed and applied; then every point and the replica disks are
+    /// compared.
     pub(super) fn finish(&mut self) -> Verdict {
         self.disk.crash();
         self.restart()?;
@@ -349,13 +362,14 @@ impl World {
             Store::open(storage, options(), WallTime(self.now)).map_err(|e| e.to_string())?;
         let unopened = format!("{:?}", store.unopened());
         let machine = store.machine(MACHINE).map_err(|_| unopened)?;
-        let hello = machine.hello(Some(self.agent.incarnation), &disk_specs());
+        let hello = admit(&machine, Some(self.agent.incarnation));
         let hello = hello.map_err(|error| error.to_string())?;
         self.machine = Some(machine);
         self.take_hello(&hello, hello.incarnation != self.agent.incarnation)
     }
 
-    /// Every kept point reads what the log says, no point is missing behind the oldest, the disks are at `applied`.
+    /// Every kept point reads what the log says, no point is missing behind the oldest, the disks
+    /// are at `applied`.
     pub(super) fn check_all(&self) -> Verdict {
         let machine = self.machine();
         let points = machine.points();
