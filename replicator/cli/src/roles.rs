@@ -1,6 +1,5 @@
 //! The seam to the roles' crates: the only file that calls them. It adds nothing to what they do.
 
-use anyhow::bail;
 #[cfg(feature = "agent")]
 use redoubt_control::AgentOptions;
 #[cfg(feature = "agent")]
@@ -15,25 +14,25 @@ use std::path::Path;
 /// Runs the agent until it is told to stop.
 #[cfg(feature = "agent")]
 pub fn run_agent(options: AgentOptions) -> anyhow::Result<()> {
-    bail!("this build cannot run an agent on {} yet", options.state.display())
+    Ok(redoubt_agent::run(options)?)
 }
 
 /// Whether this machine and these disks can be protected.
 #[cfg(feature = "agent")]
 pub fn check_agent(options: &AgentOptions) -> anyhow::Result<CheckReport> {
-    bail!("this build cannot check {} disks yet", options.disks.len())
+    Ok(redoubt_agent::check(options)?)
 }
 
 /// Removes what an agent with this state directory left in the kernel.
 #[cfg(feature = "agent")]
 pub fn detach_agent(state: &Path) -> anyhow::Result<()> {
-    bail!("this build cannot detach {} yet", state.display())
+    Ok(redoubt_agent::detach(state)?)
 }
 
 /// The block devices of this machine.
 #[cfg(feature = "agent")]
 pub fn devices() -> anyhow::Result<Vec<DeviceReport>> {
-    bail!("this build cannot list disks yet")
+    Ok(redoubt_agent::devices()?)
 }
 
 /// Runs the master target until it is told to stop; `listening` learns the address once it serves.
@@ -42,12 +41,11 @@ pub fn run_target(
     options: TargetOptions,
     listening: impl FnOnce(SocketAddr),
 ) -> anyhow::Result<()> {
-    let _ = listening;
-    bail!("this build cannot run a master target on {} yet", options.data.display())
+    Ok(redoubt_master_target::run(options, listening)?)
 }
 
 /// Makes a token.
 #[cfg(feature = "target")]
 pub fn invite(options: &InviteOptions) -> anyhow::Result<Token> {
-    bail!("this build cannot invite to {} yet", options.data.display())
+    Ok(redoubt_master_target::invite(options)?)
 }

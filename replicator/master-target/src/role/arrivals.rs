@@ -1,0 +1,112 @@
+//! Who connects: machines that joined, and machines that join. Each machine has a task of its own; a stranger costs a
+//! handshake and no more.
+
+use super::connection::Link;
+use super::machine::{MachineEvent, MachineTask};
+use super::protected::Registry;
+use redoubt_protocol::ConnectionId;
+use redoubt_transport::{Arrival, Arriving, Listener, Site};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Semaphore, oneshot};
+
+/// Handshakes at once: beyond it newcomers wait, those who are in do not.
+const HANDSHAKES_AT_ONCE: usize = 64;
+
+/// What every session is offered.
+#[derive(Clone, Copy)]
+pub(super) struct Terms {
+    /// Between two recovery points.
+    pub point_interval: Duration,
+}
+
+/// The listening end.
+pub(super) struct Arrivals {
+    pub listener: Listener,
+    pub registry: Registry,
+    pub site: Arc<Site>,
+    pub terms: Terms,
+}
+
+impl Arrivals {
+    /// Serves until `stop` ends.
+    pub async fn serve(self, mut stop: oneshot::Receiver<()>) {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_AT_ONCE));
+        let connections = Arc::new(AtomicU64::new(0));
+        self.start_tasks();
+        loop {
+            let arriving = tokio::select! {
+                _ = &mut stop => break,
+                arriving = self.listener.accept() => arriving,
+            };
+            let Some(arriving) = arriving else { break };
+            self.start_tasks();
+            let Ok(permit) = handshakes.clone().acquire_owned().await else { break };
+            let greeting = Greeting {
+                registry: self.registry.clone(),
+                site: self.site.clone(),
+                terms: self.terms,
+                connections: connections.clone(),
+            };
+            tokio::spawn(async move {
+                greeting.greet(arriving).await;
+                drop(permit);
+            });
+        }
+        self.listener.close("the target stops").await;
+    }
+
+    fn start_tasks(&self) {
+        start_tasks(&self.registry, self.terms);
+    }
+}
+
+fn start_tasks(registry: &Registry, terms: Terms) {
+    for ends in registry.take_started() {
+        tokio::spawn(MachineTask::new(ends, terms).run());
+    }
+}
+
+struct Greeting {
+    registry: Registry,
+    site: Arc<Site>,
+    terms: Terms,
+    connections: Arc<AtomicU64>,
+}
+
+impl Greeting {
+    async fn greet(self, arriving: Arriving) {
+        let remote = arriving.remote_address();
+        match arriving.finish().await {
+            Ok(Arrival::Machine(id, connection)) => {
+                let Some(machine) = self.registry.get(id) else {
+                    tracing::warn!(machine = %id, %remote, "a machine whose store is not open");
+                    return;
+                };
+                let key = match self.site.machine(id) {
+                    Ok(Some(enrolled)) => enrolled.frame_key,
+                    Ok(None) => return,
+                    Err(error) => {
+                        tracing::error!(machine = %id, %error, "no key for this machine");
+                        return;
+                    }
+                };
+                let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+                let number = ConnectionId(number);
+                let link = Link::new(number, connection, key, &machine.events);
+                // The task ends only with the process.
+                let _ = machine.events.send(MachineEvent::Arrived(number, link)).await;
+            }
+            Ok(Arrival::Enrolled(id, name)) => {
+                tracing::info!(machine = %id, %name, %remote, "a machine has joined");
+                if let Err(error) = self.registry.protect(id, &name) {
+                    tracing::error!(machine = %id, %error, "the store does not take it in");
+                }
+                start_tasks(&self.registry, self.terms);
+            }
+            Ok(Arrival::NotEnrolled) => tracing::warn!(%remote, "a machine was not enrolled"),
+            Err(error) => tracing::debug!(%remote, %error, "a handshake has failed"),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! One connection of an agent, taken apart into tasks: what they hear becomes the machine's events. A frame's checksum and
+//! MAC are proven here, before anything else sees it.
+
+use super::machine::MachineEvent;
+use redoubt_engine::buffer::AlignedBuffer;
+use redoubt_log::frame::{Frame, FrameKey};
+use redoubt_log::segment::{ENTRY_HEADER_SIZE, entry_length};
+use redoubt_protocol::{AgentMessage, ConnectionId, FramePlace, TargetEvent, TargetMessage};
+use redoubt_transport::{
+    Connection, ConnectionHandle, FrameReceiver, InStream, Parts, TransportError,
+};
+use tokio::sync::mpsc::{self, Sender, UnboundedSender};
+use tokio::task::JoinSet;
+
+/// A connection that stands.
+pub(super) struct Link {
+    pub handle: ConnectionHandle,
+    messages: UnboundedSender<TargetMessage>,
+    _tasks: JoinSet<()>,
+}
+
+impl Link {
+    /// Starts the tasks of a connection.
+    pub fn new(
+        id: ConnectionId,
+        connection: Connection,
+        key: FrameKey,
+        events: &Sender<MachineEvent>,
+    ) -> Self {
+        let Parts { mut sender, mut receiver, handle } =
+            connection.into_parts::<TargetMessage, AgentMessage>();
+        let mut tasks = JoinSet::new();
+        let (messages, mut to_say) = mpsc::unbounded_channel::<TargetMessage>();
+        tasks.spawn(async move {
+            while let Some(message) = to_say.recv().await {
+                // A connection that is lost says so where it is heard.
+                if sender.send(&message).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let told = events.clone();
+        tasks.spawn(async move {
+            loop {
+                let event = match receiver.receive().await {
+                    Ok(message) => TargetEvent::Received(id, message),
+                    Err(error) => {
+                        tracing::debug!(%error, "an agent's connection has ended");
+                        TargetEvent::Disconnected(id)
+                    }
+                };
+                let ends = matches!(event, TargetEvent::Disconnected(_));
+                if told.send(MachineEvent::Session(event)).await.is_err() || ends {
+                    return;
+                }
+            }
+        });
+        let (told, accepting) = (events.clone(), handle.clone());
+        tasks.spawn(async move {
+            let mut streams = JoinSet::new();
+            while let Ok(stream) = accepting.accept_stream().await {
+                if let InStream::Frames(frames) = stream {
+                    streams.spawn(receive_frames(id, frames, key.clone(), told.clone()));
+                }
+            }
+        });
+        Self { handle, messages, _tasks: tasks }
+    }
+
+    /// Says a message.
+    pub fn say(&self, message: TargetMessage) {
+        // A connection that is lost says so where it is heard.
+        let _ = self.messages.send(message);
+    }
+
+    /// Says messages from elsewhere.
+    pub fn speaker(&self) -> UnboundedSender<TargetMessage> {
+        self.messages.clone()
+    }
+
+    /// Ends the connection once what was said has gone out: its own end of the messages is dropped first.
+    pub fn close(self, reason: String) {
+        let Self { handle, messages, _tasks: mut tasks } = self;
+        drop(messages);
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(CLOSE_PATIENCE, tasks.join_next()).await;
+            handle.close(&reason);
+        });
+    }
+}
+
+/// How long a last word may take: a round trip or two.
+const CLOSE_PATIENCE: std::time::Duration = std::time::Duration::from_millis(500);
+
+async fn receive_frames(
+    id: ConnectionId,
+    mut frames: FrameReceiver,
+    key: FrameKey,
+    events: Sender<MachineEvent>,
+) {
+    loop {
+        let event = match receive_frame(&mut frames, &key).await {
+            Ok(Some((place, entry))) => TargetEvent::Frame(id, place, entry),
+            Ok(None) => return,
+            Err(TransportError::Lost(_) | TransportError::Closed(_)) => return,
+            Err(error) => TargetEvent::BadFrame(id, error.to_string()),
+        };
+        let bad = matches!(event, TargetEvent::BadFrame(..));
+        if events.send(MachineEvent::Session(event)).await.is_err() || bad {
+            return;
+        }
+    }
+}
+
+/// Receives a frame straight into the buffer of its journal entry.
+async fn receive_frame(
+    frames: &mut FrameReceiver,
+    key: &FrameKey,
+) -> Result<Option<(FramePlace, AlignedBuffer)>, TransportError> {
+    let Some(header) = frames.next().await? else { return Ok(None) };
+    let length = header.frame_length();
+    let mut entry = AlignedBuffer::zeroed(entry_length(length));
+    let bytes = &mut entry[ENTRY_HEADER_SIZE..ENTRY_HEADER_SIZE + length];
+    frames.fill(bytes).await?;
+    Frame::check(bytes)?.verify_mac(key)?;
+    Ok(Some((FramePlace::from(&header), entry)))
+}

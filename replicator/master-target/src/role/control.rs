@@ -1,0 +1,237 @@
+//! What an operator asks of this target over its socket, and the audit of what it is told to do.
+
+use super::machine::MachineEvent;
+use super::protected::{Protected, Registry};
+use super::status;
+use crate::store::{PointChoice, copy_out};
+use redoubt_control::audit::{AuditEntry, AuditLog};
+use redoubt_control::names::Name;
+use redoubt_control::request::{PointSelector, Request};
+use redoubt_control::socket::{Handler, Peer, Responder};
+use redoubt_control::status::{Role, RoleStatus};
+use redoubt_control::units::UtcTime;
+use redoubt_control::{ExitStatus, Response};
+use redoubt_engine::directory::DirectoryStorage;
+use redoubt_engine::storage::{Open, Storage};
+use redoubt_log::{PointId, Sequence};
+use redoubt_protocol::TargetMessage;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+/// How often a wait for a position looks.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// How often a copy tells how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// The target's end of its socket.
+pub(super) struct Control {
+    pub registry: Registry,
+    pub audit: AuditLog,
+    pub data: PathBuf,
+}
+
+impl Handler for Control {
+    fn handle(&self, peer: Peer, request: Request, responder: &mut dyn Responder) {
+        let response = self.answer(peer, request, responder).unwrap_or_else(|failed| failed);
+        if let Err(error) = responder.send(&response) {
+            tracing::debug!(%error, "who asked has gone");
+        }
+    }
+}
+
+/// An answer, or the response that says why there is none.
+type Answer<T> = Result<T, Response>;
+
+impl Control {
+    fn answer(
+        &self,
+        peer: Peer,
+        request: Request,
+        responder: &mut dyn Responder,
+    ) -> Answer<Response> {
+        match request {
+            Request::Status => Ok(Response::Status { status: self.status() }),
+            Request::Mark { machine, label, timeout, applied } => {
+                let machine = self.machine(machine.as_ref())?;
+                let response = self.mark(&machine, label.unwrap_or_default(), timeout.0, applied);
+                let response = response.unwrap_or_else(|failed| failed);
+                audit(&self.audit, Some(peer.uid), "mark", machine.name.as_str(), &response);
+                Ok(response)
+            }
+            Request::Points { machine } => {
+                let machine = self.machine(machine.as_ref())?;
+                Ok(Response::Points { points: status::points_of(&machine) })
+            }
+            Request::CopyOut { machine, disk, point, to, force } => {
+                let machine = self.machine(machine.as_ref())?;
+                let response = copy(&machine, &disk, point, &to, force, responder);
+                let response = response.unwrap_or_else(|failed| failed);
+                let object = format!("{}/{disk} to {}", machine.name, to.display());
+                audit(&self.audit, Some(peer.uid), "copy-out", &object, &response);
+                Ok(response)
+            }
+        }
+    }
+
+    fn status(&self) -> RoleStatus {
+        let machines = self.registry.all();
+        let machines = machines.iter().map(|machine| status::of(machine, &self.data)).collect();
+        RoleStatus { role: Role::Target, machines }
+    }
+
+    fn machine(&self, asked: Option<&Name>) -> Answer<Arc<Protected>> {
+        let mut all = self.registry.all();
+        let names: Vec<String> = all.iter().map(|machine| machine.name.to_string()).collect();
+        let Some(asked) = asked else {
+            return match all.len() {
+                0 => {
+                    Err(Response::failed("no machine is protected here yet: see `redoubt invite`"))
+                }
+                1 => Ok(all.remove(0)),
+                _ => Err(Response::failed(format!(
+                    "several machines are protected here: give --machine, one of {}",
+                    names.join(", ")
+                ))),
+            };
+        };
+        let found = all.into_iter().find(|machine| machine.name.as_str() == asked.as_str());
+        found.ok_or_else(|| {
+            let names = names.join(", ");
+            Response::failed(format!("{asked}: no such machine here; there are: {names}"))
+        })
+    }
+
+    fn mark(
+        &self,
+        machine: &Protected,
+        label: String,
+        timeout: Duration,
+        applied: bool,
+    ) -> Answer<Response> {
+        let deadline = Instant::now() + timeout;
+        let late = |what: &str| Response::Failed {
+            status: ExitStatus::TimedOut,
+            message: format!("the point is not {what} yet: `redoubt status` says why"),
+        };
+        let request = self.registry.next_request();
+        let (reply, answer) = mpsc::channel();
+        {
+            let mut live = machine.live();
+            if !live.connected {
+                let why = "the agent is not connected: `redoubt status` says since when";
+                return Err(Response::failed(format!("{}: {why}", machine.name)));
+            }
+            live.marks.insert(request, reply);
+        }
+        let message = TargetMessage::Mark { request, label, application_consistent: false };
+        // The task ends only with the process.
+        let _ = machine.events.blocking_send(MachineEvent::Say(message));
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answered = answer.recv_timeout(left);
+        machine.live().marks.remove(&request);
+        let marked = match answered {
+            Ok(marked) => marked.map_err(Response::failed)?,
+            Err(_) => return Err(late("taken")),
+        };
+        if !reached(&machine.durable, marked.sequence, deadline) {
+            return Err(late("durable"));
+        }
+        if applied && !reached(&machine.applied, marked.sequence, deadline) {
+            return Err(late("applied"));
+        }
+        Ok(Response::Marked { point: marked.point.into() })
+    }
+}
+
+fn reached(counter: &AtomicU64, sequence: Sequence, deadline: Instant) -> bool {
+    while counter.load(Ordering::Acquire) < sequence.0 {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    true
+}
+
+/// Writes a disk as it was at a point into a file.
+fn copy(
+    machine: &Protected,
+    disk: &Name,
+    point: PointSelector,
+    to: &Path,
+    force: bool,
+    responder: &mut dyn Responder,
+) -> Answer<Response> {
+    let disks = machine.store.status().disks;
+    let Some(found) = disks.iter().find(|known| known.name == disk.as_str()) else {
+        let known: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
+        let known = known.join(", ");
+        return Err(Response::failed(format!("{disk}: no such disk; there are: {known}")));
+    };
+    let choice = match point {
+        PointSelector::Latest => PointChoice::Latest,
+        PointSelector::Id(id) => PointChoice::Id(PointId::from(id)),
+    };
+    let view = machine.store.view(found.index, choice).map_err(Response::failed)?;
+    if to.exists() && !force {
+        let to = to.display();
+        return Err(Response::failed(format!("{to}: it exists; give --force to overwrite it")));
+    }
+    let failed =
+        |error: &dyn std::fmt::Display| Response::failed(format!("{}: {error}", to.display()));
+    let (Some(parent), Some(name)) = (to.parent(), to.file_name()) else {
+        return Err(failed(&"give the path of a file"));
+    };
+    if force && to.exists() {
+        fs::remove_file(to).map_err(|error| failed(&error))?;
+    }
+    let file = DirectoryStorage::new(parent)
+        .open(Path::new(name), Open::CreateSparse(view.size()))
+        .map_err(Response::failed)?;
+    let total_bytes = view.size();
+    let mut told = Instant::now();
+    let mut progress = |done_bytes: u64| {
+        if told.elapsed() < PROGRESS_EVERY {
+            return true;
+        }
+        told = Instant::now();
+        responder.send(&Response::Progress { done_bytes, total_bytes }).is_ok()
+    };
+    match copy_out(&view, &*file, &mut progress) {
+        Ok(true) => Ok(Response::CopiedOut { point: view.point().id.into(), bytes: total_bytes }),
+        unfinished => {
+            // A copy that was not finished does not stay; the first error is the one to tell.
+            let _ = fs::remove_file(to);
+            Err(unfinished.map_or_else(Response::failed, |_| failed(&"the copy was given up")))
+        }
+    }
+}
+
+fn audit(log: &AuditLog, actor: Option<u32>, action: &str, object: &str, response: &Response) {
+    let (outcome, reason) = match response {
+        Response::Failed { message, .. } => ("failed", Some(message.clone())),
+        _ => ("done", None),
+    };
+    let entry = AuditEntry {
+        time: UtcTime::now(),
+        actor,
+        action: action.to_owned(),
+        object: object.to_owned(),
+        outcome: outcome.to_owned(),
+        reason,
+    };
+    if let Err(error) = log.append(&entry) {
+        tracing::error!(%error, "an operator's action is missing from the audit log");
+    }
+}
+
+/// An invitation was made.
+pub(super) fn audit_invite(data: &Path, machine: Option<&Name>) {
+    let object = machine.map_or("any machine", Name::as_str);
+    let actor = Some(nix::unistd::getuid().as_raw());
+    audit(&AuditLog::new(data), actor, "invite", object, &Response::Done);
+}

@@ -1,0 +1,60 @@
+//! What can end or stop the target, with what the operator can do about it.
+
+use crate::store::StoreError;
+use redoubt_control::runtime::DirectoryError;
+use redoubt_control::socket::SocketError;
+use redoubt_transport::TransportError;
+use std::path::PathBuf;
+
+/// Why the target does not start, or does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// A file of the data directory.
+    #[error("{path}: {source} (is the data directory writable, with room?)", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another target runs here.
+    #[error("{data}: another master target runs with this directory: stop it, or give this one its own --data", data = data.display())]
+    Locked {
+        /// The directory.
+        data: PathBuf,
+    },
+    /// No target has ever run here.
+    #[error("{data}: no site here yet: start `redoubt master-target` with this --data once ({source})", data = data.display())]
+    NoSite {
+        /// The directory.
+        data: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A directory of ours.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The local socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Identity and network.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// Something that the process needs could not be had.
+    #[error("cannot start {what}: {source}")]
+    Start {
+        /// What.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl TargetError {
+    pub(super) fn start(what: &'static str, source: std::io::Error) -> Self {
+        Self::Start { what, source }
+    }
+}

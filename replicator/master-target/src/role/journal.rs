@@ -1,0 +1,161 @@
+//! The thread that appends a machine's frames to its journal and says what is durable. Frames that find no room wait here,
+//! unacknowledged; an admission of another run comes behind everything that was appended before it.
+
+use super::error::TargetError;
+use super::machine::MachineEvent;
+use super::protected::Protected;
+use crate::store::{Admitted, DiskSpec, HelloAnswer, StoreError};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam::sync::Unparker;
+use redoubt_engine::buffer::AlignedBuffer;
+use redoubt_log::Sequence;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Frames of one commit: a window's worth.
+const BATCH_FRAMES: usize = 32;
+
+/// How often a full disk is tried again.
+const FULL_RETRY: Duration = Duration::from_secs(1);
+
+/// Who is admitted.
+pub(super) struct Fence {
+    pub admitted: Admitted,
+    pub new_generation: bool,
+    pub disks: Vec<DiskSpec>,
+}
+
+type FenceReply = tokio::sync::oneshot::Sender<Result<HelloAnswer, StoreError>>;
+
+/// What the thread is to do. The channel is unbounded; the session's window bounds the frames in it.
+pub(super) enum Job {
+    /// Append a journal entry's buffer, its frame at its place.
+    Append(AlignedBuffer),
+    /// Fence every older run, then say where the log goes on.
+    Fence(Fence, FenceReply),
+    /// End.
+    Stop,
+}
+
+/// A running thread.
+pub(super) struct JournalThread {
+    pub jobs: Sender<Job>,
+    pub thread: JoinHandle<()>,
+}
+
+/// Starts a machine's thread.
+pub(super) fn start(
+    machine: Arc<Protected>,
+    apply: Unparker,
+) -> Result<JournalThread, TargetError> {
+    let (jobs, todo) = unbounded();
+    let mut journal = Journal { machine, apply, waiting: Vec::new(), full: false };
+    let thread = std::thread::Builder::new()
+        .name("journal".to_owned())
+        .spawn(move || journal.run(&todo))
+        .map_err(|source| TargetError::start("a journal thread", source))?;
+    Ok(JournalThread { jobs, thread })
+}
+
+struct Journal {
+    machine: Arc<Protected>,
+    apply: Unparker,
+    /// Frames in order that are not in the journal yet.
+    waiting: Vec<AlignedBuffer>,
+    full: bool,
+}
+
+impl Journal {
+    fn run(&mut self, todo: &Receiver<Job>) {
+        loop {
+            let patience = if self.full { FULL_RETRY } else { Duration::MAX };
+            match next(todo, patience) {
+                Ok(Job::Append(entry)) => self.waiting.push(entry),
+                Ok(Job::Fence(fence, reply)) => {
+                    self.fence(&fence, reply);
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let mut fence = None;
+            while self.waiting.len() < BATCH_FRAMES {
+                match todo.try_recv() {
+                    Ok(Job::Append(entry)) => self.waiting.push(entry),
+                    Ok(Job::Fence(asked, reply)) => {
+                        fence = Some((asked, reply));
+                        break;
+                    }
+                    Ok(Job::Stop) => return,
+                    Err(_) => break,
+                }
+            }
+            self.write();
+            if let Some((asked, reply)) = fence {
+                self.fence(&asked, reply);
+            }
+        }
+    }
+
+    /// Appends what waits, as far as there is room, by one sync.
+    fn write(&mut self) {
+        let mut batch: Vec<&mut [u8]> = self.waiting.iter_mut().map(|entry| &mut **entry).collect();
+        let appended = self.machine.store.append(&mut batch);
+        self.waiting.drain(..appended.entries);
+        match self.machine.store.commit() {
+            Ok(sequence) => self.durable(sequence),
+            Err(error) => return self.failed(&error),
+        }
+        match appended.stopped {
+            None => self.set_full(None),
+            Some(error) if error.is_full() => self.set_full(Some(error.to_string())),
+            Some(error) => self.failed(&error),
+        }
+    }
+
+    fn durable(&self, sequence: Sequence) {
+        self.machine.durable.store(sequence.0, Ordering::Release);
+        self.tell(MachineEvent::Durable(sequence));
+        self.apply.unpark();
+    }
+
+    fn set_full(&mut self, why: Option<String>) {
+        if self.full != why.is_some() {
+            self.full = why.is_some();
+            tracing::warn!(machine = %self.machine.name, full = self.full, "room in the store");
+            self.machine.live().full = why.clone();
+            self.tell(MachineEvent::Full(why));
+        }
+    }
+
+    /// The frames are given up: they are not acknowledged, and the agent sends them again.
+    fn failed(&mut self, error: &StoreError) {
+        tracing::error!(machine = %self.machine.name, %error, "the journal does not take a frame");
+        self.waiting.clear();
+        self.tell(MachineEvent::Failed(error.to_string()));
+    }
+
+    fn fence(&mut self, fence: &Fence, reply: FenceReply) {
+        // What found no room until now was never acknowledged: the new session sends it again.
+        self.waiting.clear();
+        self.set_full(None);
+        let store = &self.machine.store;
+        let answer = store.hello(fence.admitted, fence.new_generation, &fence.disks);
+        // The session that asked may have ended.
+        let _ = reply.send(answer);
+    }
+
+    fn tell(&self, event: MachineEvent) {
+        // The task ends only with the process.
+        let _ = self.machine.events.blocking_send(event);
+    }
+}
+
+fn next(todo: &Receiver<Job>, patience: Duration) -> Result<Job, RecvTimeoutError> {
+    match patience {
+        Duration::MAX => todo.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        patience => todo.recv_timeout(patience),
+    }
+}

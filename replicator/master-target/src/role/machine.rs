@@ -1,0 +1,248 @@
+//! The task that owns one machine's session: it drives the session's state machine and passes on what does not concern it.
+//! It never touches a disk; the journal's thread does.
+
+use super::arrivals::Terms;
+use super::connection::Link;
+use super::journal::{Fence, Job};
+use super::points::{PointRequest, list_page, send_point};
+use super::protected::{MachineEnds, Protected};
+use crate::store::{Admitted, DiskSpec, HelloAnswer, StoreError};
+use crossbeam::channel::Sender;
+use redoubt_engine::buffer::AlignedBuffer;
+use redoubt_log::Sequence;
+use redoubt_protocol::message::{Hello, KnownDisk, Refusal, RefusalCode, RunId, Welcome};
+use redoubt_protocol::target_session::{Admission, Continuity};
+use redoubt_protocol::{
+    AgentMessage, ConnectionId, TargetAction, TargetEvent, TargetMessage, TargetPast, TargetSession,
+};
+use redoubt_transport::DEFAULT_WINDOW_FRAMES;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// What happens to a machine.
+pub(super) enum MachineEvent {
+    /// A connection stands; it has said nothing yet.
+    Arrived(ConnectionId, Link),
+    /// Of its sessions.
+    Session(TargetEvent<AlignedBuffer>),
+    /// The store has answered an admission.
+    Fenced(ConnectionId, Result<Box<Welcome>, Refusal>),
+    /// Everything up to here is durable.
+    Durable(Sequence),
+    /// The replica disks hold everything up to here.
+    Applied(Sequence),
+    /// There is no room, or there is again.
+    Full(Option<String>),
+    /// The journal did not take a frame.
+    Failed(String),
+    /// An operator has something to say to the agent.
+    Say(TargetMessage),
+}
+
+/// The task.
+pub(super) struct MachineTask {
+    machine: Arc<Protected>,
+    events: mpsc::Receiver<MachineEvent>,
+    journal: Sender<Job>,
+    terms: Terms,
+    session: TargetSession<AlignedBuffer>,
+    links: HashMap<ConnectionId, Link>,
+}
+
+impl MachineTask {
+    /// A machine as the store left it, with nobody connected.
+    pub fn new(ends: MachineEnds, terms: Terms) -> Self {
+        let MachineEnds { machine, events, journal } = ends;
+        let status = machine.store.status();
+        let admitted = machine.store.admitted();
+        let past = TargetPast {
+            generation: admitted.map(|_| status.generation),
+            incarnation: admitted.map(|admitted| admitted.incarnation),
+            run: admitted.map(|admitted| RunId(admitted.run)),
+            role_epoch: status.role_epoch,
+        };
+        let session = TargetSession::new(machine.id, past, status.durable);
+        Self { machine, events, journal, terms, session, links: HashMap::new() }
+    }
+
+    /// Runs as long as anybody can tell it anything.
+    pub async fn run(mut self) {
+        while let Some(event) = self.events.recv().await {
+            self.take(event);
+        }
+    }
+
+    fn take(&mut self, event: MachineEvent) {
+        match event {
+            MachineEvent::Arrived(id, link) => {
+                self.links.insert(id, link);
+            }
+            MachineEvent::Session(event) => {
+                if let TargetEvent::Received(..) = &event {
+                    self.machine.live().heard = Some(Instant::now());
+                }
+                let ended = match &event {
+                    TargetEvent::Disconnected(id) => Some(*id),
+                    _ => None,
+                };
+                self.handle(event);
+                ended.map(|id| self.links.remove(&id));
+            }
+            MachineEvent::Fenced(id, Ok(welcome)) => self.handle(TargetEvent::Fenced(id, *welcome)),
+            MachineEvent::Fenced(id, Err(no)) => self.handle(TargetEvent::NotFenced(id, no)),
+            MachineEvent::Durable(sequence) => self.handle(TargetEvent::Durable(sequence)),
+            MachineEvent::Applied(sequence) => self.say(TargetMessage::Applied { sequence }),
+            MachineEvent::Full(Some(reason)) => self.say(TargetMessage::Full { reason }),
+            MachineEvent::Full(None) => self.say(TargetMessage::Room),
+            MachineEvent::Failed(text) => {
+                let text = format!("the store does not take it: {text}");
+                self.handle(TargetEvent::Refuse(Refusal { code: RefusalCode::NotReady, text }));
+            }
+            MachineEvent::Say(message) => self.say(message),
+        }
+    }
+
+    fn say(&mut self, message: TargetMessage) {
+        self.handle(TargetEvent::Say(message));
+    }
+
+    fn handle(&mut self, event: TargetEvent<AlignedBuffer>) {
+        for action in self.session.handle(event) {
+            match action {
+                TargetAction::Fence(id, hello, admission) => self.fence(id, &hello, &admission),
+                TargetAction::Send(id, message) => {
+                    if let Some(link) = self.links.get(&id) {
+                        link.say(message);
+                    }
+                }
+                TargetAction::Close(id, reason) => {
+                    if let Some(link) = self.links.remove(&id) {
+                        tracing::info!(machine = %self.machine.name, %reason, "closing a connection");
+                        link.close(reason);
+                    }
+                }
+                TargetAction::Append(_, entry) => {
+                    // A journal's thread that has failed has said so already.
+                    let _ = self.journal.send(Job::Append(entry));
+                }
+                TargetAction::Deliver(message) => self.deliver(message),
+                TargetAction::Online(online) => self.online(online),
+            }
+        }
+    }
+
+    /// The store fences older runs, on the journal's thread, behind everything appended before.
+    fn fence(&self, id: ConnectionId, hello: &Hello, admission: &Admission) {
+        let resync = match &admission.continuity {
+            Continuity::Lost(reason) => Some(reason.clone()),
+            Continuity::First | Continuity::Goes(_) => None,
+        };
+        let fence = Fence {
+            admitted: Admitted { incarnation: admission.incarnation, run: admission.run.0 },
+            new_generation: matches!(admission.continuity, Continuity::Lost(_)),
+            disks: disks_of(hello),
+        };
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let asked = self.journal.send(Job::Fence(fence, reply));
+        let (machine, terms) = (self.machine.clone(), self.terms);
+        tokio::spawn(async move {
+            let answered = match (asked, answer.await) {
+                (Ok(()), Ok(Ok(answer))) => Ok(Box::new(welcome(&machine, terms, answer, resync))),
+                (_, Ok(Err(error))) => Err(refusal_of(&error)),
+                _ => Err(Refusal {
+                    code: RefusalCode::NotReady,
+                    text: "the target is stopping".to_owned(),
+                }),
+            };
+            // The task ends only with the process.
+            let _ = machine.events.send(MachineEvent::Fenced(id, answered)).await;
+        });
+    }
+
+    fn deliver(&self, message: AgentMessage) {
+        match message {
+            AgentMessage::Report(report) => self.machine.live().report = Some(report),
+            AgentMessage::Marked { request, result } => {
+                if let Some(reply) = self.machine.live().marks.remove(&request) {
+                    // Who asked may have gone.
+                    let _ = reply.send(result);
+                }
+            }
+            AgentMessage::ListPoints { request, after } => {
+                if let Some(link) = self.session.streaming().and_then(|id| self.links.get(&id)) {
+                    link.say(list_page(&self.machine, request, after));
+                }
+            }
+            AgentMessage::ReadPoint { request, disk, point } => {
+                if let Some(link) = self.session.streaming().and_then(|id| self.links.get(&id)) {
+                    let asked = PointRequest { request, disk, point };
+                    tokio::spawn(send_point(
+                        self.machine.clone(),
+                        asked,
+                        link.handle.clone(),
+                        link.speaker(),
+                    ));
+                }
+            }
+            AgentMessage::Goodbye { reason } => {
+                tracing::info!(machine = %self.machine.name, %reason, "the agent says goodbye");
+            }
+            // The session itself has dealt with these.
+            AgentMessage::Hello(_) | AgentMessage::Confirmed => {}
+        }
+    }
+
+    fn online(&self, online: bool) {
+        tracing::info!(machine = %self.machine.name, online, "session");
+        let mut live = self.machine.live();
+        live.connected = online;
+        if !online {
+            let gone = || Err("the agent's connection has ended".to_owned());
+            live.marks.drain().for_each(|(_, reply)| drop(reply.send(gone())));
+        }
+    }
+}
+
+fn disks_of(hello: &Hello) -> Vec<DiskSpec> {
+    let spec = |disk: &redoubt_protocol::message::DiskDescription| DiskSpec {
+        index: disk.index,
+        name: disk.name.as_str().to_owned(),
+        size: disk.size_bytes,
+        logical_block_size: disk.logical_block_bytes,
+    };
+    hello.disks.iter().map(spec).collect()
+}
+
+fn welcome(
+    machine: &Protected,
+    terms: Terms,
+    answer: HelloAnswer,
+    resync: Option<String>,
+) -> Welcome {
+    let interval = terms.point_interval.as_millis();
+    let known = |disk: &crate::store::DiskStatus| KnownDisk {
+        index: disk.index,
+        size_bytes: disk.size,
+        has_data: disk.has_data,
+        consistent: disk.consistent,
+    };
+    Welcome {
+        generation: answer.generation,
+        incarnation: answer.incarnation,
+        resume: answer.resume,
+        role_epoch: answer.role_epoch,
+        point_interval_milliseconds: u64::try_from(interval).unwrap_or(u64::MAX),
+        window_frames: DEFAULT_WINDOW_FRAMES,
+        disks: answer.disks.iter().map(known).collect(),
+        resync,
+        paused: false,
+        full: machine.live().full.clone(),
+    }
+}
+
+fn refusal_of(error: &StoreError) -> Refusal {
+    let code = if error.is_full() { RefusalCode::TargetFull } else { RefusalCode::NotReady };
+    Refusal { code, text: error.to_string() }
+}

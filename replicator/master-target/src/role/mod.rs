@@ -1,0 +1,149 @@
+//! The master target's role: sessions on one side, the store on the other, and a thread for each that must not wait for
+//! the other. It acknowledges what the store has synced, and nothing else.
+
+mod apply;
+mod arrivals;
+mod connection;
+mod control;
+mod error;
+mod journal;
+mod machine;
+mod points;
+mod protected;
+mod status;
+
+pub use error::TargetError;
+
+use crate::store::{Store, StoreOptions};
+use arrivals::{Arrivals, Terms};
+use control::Control;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{SigSet, Signal};
+use protected::{Registry, now};
+use redoubt_control::audit::AuditLog;
+use redoubt_control::options::Token;
+use redoubt_control::runtime::create_private_directory;
+use redoubt_control::socket::Server;
+use redoubt_control::status::Role;
+use redoubt_control::{InviteOptions, TargetOptions};
+use redoubt_engine::uring_directory::{UringOptions, open_directory};
+use redoubt_transport::{Listener, Site};
+use std::fs::{File, OpenOptions};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// Holds the address that tokens name, so that invitations can be made beside a running target or without one.
+const ADDRESS_FILE: &str = "address";
+
+/// Runs the master target until SIGTERM or SIGINT; `listening` learns the address once it serves.
+pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result<(), TargetError> {
+    let signals = block_signals()?;
+    create_private_directory(&options.data)?;
+    create_private_directory(options.runtime.path())?;
+    let _lock = lock(&options.data)?;
+    let site = Arc::new(Site::open_or_create(&options.data)?);
+    let storage = open_directory(&options.data, UringOptions::default());
+    let store_options =
+        StoreOptions { pending_limit: options.journal_budget_bytes, ..StoreOptions::default() };
+    let store = Arc::new(Store::open(storage, store_options, now())?);
+    for (machine, error) in store.unopened() {
+        tracing::error!(%machine, %error, "this machine is left alone until it is mended");
+    }
+    let audit = AuditLog::new(&options.data);
+    let stop = stop_on_signal(signals)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| TargetError::start("the network's runtime", source))?;
+    let result = runtime.block_on(async {
+        let listener = Listener::bind(options.listen, site.clone())?;
+        let address = listener.local_address()?;
+        let advertised = options.advertise.as_ref().map(ToString::to_string);
+        let advertised = advertised.unwrap_or_else(|| address.to_string());
+        write_address(&options.data, &advertised)?;
+        let registry = Registry::new(store, options.keep, options.journal_keep);
+        for machine in site.machines()? {
+            registry.protect(machine.machine, &machine.name)?;
+        }
+        let control = Control { registry: registry.clone(), audit, data: options.data.clone() };
+        let _server = Server::start(&options.runtime, Role::Target, Arc::new(control))?;
+        listening(address);
+        notify_ready();
+        let terms = Terms { point_interval: options.point_interval };
+        Arrivals { listener, registry: registry.clone(), site, terms }.serve(stop).await;
+        registry.stop();
+        Ok(())
+    });
+    // What reads a disk for a copy must not keep the process: it ends with it.
+    runtime.shutdown_background();
+    result
+}
+
+/// Makes a token for one machine.
+pub fn invite(options: &InviteOptions) -> Result<Token, TargetError> {
+    let path = options.data.join(ADDRESS_FILE);
+    let address = std::fs::read_to_string(&path)
+        .map_err(|source| TargetError::NoSite { data: options.data.clone(), source })?;
+    let site = Site::open(&options.data)?;
+    let name = options
+        .machine
+        .as_ref()
+        .map(|name| name.as_str().parse().expect("both are names of the same grammar"));
+    let token = site.invite(address.trim(), name, options.expires)?;
+    control::audit_invite(&options.data, options.machine.as_ref());
+    Ok(Token::new(&token.to_string()))
+}
+
+fn write_address(data: &Path, address: &str) -> Result<(), TargetError> {
+    let path = data.join(ADDRESS_FILE);
+    let beside = data.join("address.new");
+    std::fs::write(&beside, address)
+        .and_then(|()| std::fs::rename(&beside, &path))
+        .map_err(|source| TargetError::File { path, source })
+}
+
+fn lock(data: &Path) -> Result<Flock<File>, TargetError> {
+    let path = data.join("target.lock");
+    let failed = |source| TargetError::File { path: path.clone(), source };
+    let mut options = OpenOptions::new();
+    let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+    Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        match error {
+            nix::Error::EWOULDBLOCK => TargetError::Locked { data: data.to_owned() },
+            other => failed(other.into()),
+        }
+    })
+}
+
+/// Threads started from here on leave these signals to the one that waits for them.
+fn block_signals() -> Result<SigSet, TargetError> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().map_err(|error| TargetError::start("signal handling", error.into()))?;
+    Ok(signals)
+}
+
+fn stop_on_signal(signals: SigSet) -> Result<oneshot::Receiver<()>, TargetError> {
+    let (stop, stopped) = oneshot::channel();
+    let wait = move || {
+        if let Ok(signal) = signals.wait() {
+            tracing::info!(%signal, "stopping");
+        }
+        drop(stop);
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)
+        .map_err(|source| TargetError::start("the signal thread", source))?;
+    Ok(stopped)
+}
+
+fn notify_ready() {
+    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
+        tracing::debug!(%error, "no service manager was told");
+    }
+}

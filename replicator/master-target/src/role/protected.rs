@@ -1,0 +1,185 @@
+//! The machines that are protected here: each has a store, two threads, a session task, and what it last said.
+
+use super::apply;
+use super::error::TargetError;
+use super::journal::{self, Job};
+use super::machine::MachineEvent;
+use crate::store::{Store, StoreMachine};
+use crossbeam::channel::Sender;
+use crossbeam::sync::Unparker;
+use redoubt_log::{MachineId, WallTime};
+use redoubt_protocol::Name;
+use redoubt_protocol::message::{MarkedPoint, Report, RequestId};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+
+/// Events that may wait for a machine's task: more than the frames of a window, so that every stream is always read.
+const EVENTS_WAITING: usize = 128;
+
+/// The wall clock, as the log counts it.
+pub(super) fn now() -> WallTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallTime(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Who waits for a mark.
+pub(super) type MarkReply = std::sync::mpsc::Sender<Result<MarkedPoint, String>>;
+
+/// What is known of a machine from one moment to the next.
+#[derive(Default)]
+pub(super) struct Live {
+    pub connected: bool,
+    pub report: Option<Report>,
+    pub heard: Option<Instant>,
+    pub full: Option<String>,
+    pub apply_error: Option<String>,
+    pub marks: HashMap<RequestId, MarkReply>,
+}
+
+/// A protected machine.
+pub(super) struct Protected {
+    pub id: MachineId,
+    pub name: Name,
+    pub store: StoreMachine,
+    pub events: mpsc::Sender<MachineEvent>,
+    pub durable: AtomicU64,
+    pub applied: AtomicU64,
+    live: Mutex<Live>,
+}
+
+impl Protected {
+    /// What is known of it now: plain values, whole even if a holder of the lock has panicked.
+    pub fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The ends that a machine's session task holds.
+pub(super) struct MachineEnds {
+    pub machine: Arc<Protected>,
+    pub events: mpsc::Receiver<MachineEvent>,
+    pub journal: Sender<Job>,
+}
+
+struct Threads {
+    journal: Sender<Job>,
+    apply: Unparker,
+    handles: Vec<JoinHandle<()>>,
+}
+
+struct Entry {
+    machine: Arc<Protected>,
+    threads: Threads,
+}
+
+/// All protected machines. Clones are the same registry.
+#[derive(Clone)]
+pub(super) struct Registry {
+    store: Arc<Store>,
+    keep: Duration,
+    journal_keep: Duration,
+    entries: Arc<Mutex<BTreeMap<MachineId, Entry>>>,
+    started: Arc<Mutex<Vec<MachineEnds>>>,
+    stopping: Arc<AtomicBool>,
+    requests: Arc<AtomicU64>,
+}
+
+impl Registry {
+    /// No machine yet.
+    pub fn new(store: Arc<Store>, keep: Duration, journal_keep: Duration) -> Self {
+        Self {
+            store,
+            keep,
+            journal_keep,
+            entries: Arc::default(),
+            started: Arc::default(),
+            stopping: Arc::default(),
+            requests: Arc::default(),
+        }
+    }
+
+    /// Takes a machine in and starts its threads; one that is in already is left as it is.
+    pub fn protect(&self, id: MachineId, name: &Name) -> Result<(), TargetError> {
+        if self.get(id).is_some() || self.store.unopened().iter().any(|(other, _)| *other == id) {
+            return Ok(());
+        }
+        let store = match self.store.machine(id) {
+            Ok(store) => store,
+            Err(_) => self.store.create_machine(id, name.as_str(), now())?,
+        };
+        let (events, received) = mpsc::channel(EVENTS_WAITING);
+        let status = store.status();
+        let machine = Arc::new(Protected {
+            id,
+            name: name.clone(),
+            store,
+            events,
+            durable: AtomicU64::new(status.durable.0),
+            applied: AtomicU64::new(status.applied.0),
+            live: Mutex::default(),
+        });
+        let apply = apply::start(machine.clone(), self.keep, self.journal_keep, &self.stopping)?;
+        let journal = journal::start(machine.clone(), apply.unparker.clone())?;
+        let ends = MachineEnds {
+            machine: machine.clone(),
+            events: received,
+            journal: journal.jobs.clone(),
+        };
+        self.lock_started().push(ends);
+        let threads = Threads {
+            journal: journal.jobs,
+            apply: apply.unparker,
+            handles: vec![journal.thread, apply.thread],
+        };
+        self.lock().insert(id, Entry { machine, threads });
+        Ok(())
+    }
+
+    /// Machines whose session task is still to be started.
+    pub fn take_started(&self) -> Vec<MachineEnds> {
+        std::mem::take(&mut *self.lock_started())
+    }
+
+    /// One machine.
+    pub fn get(&self, id: MachineId) -> Option<Arc<Protected>> {
+        self.lock().get(&id).map(|entry| entry.machine.clone())
+    }
+
+    /// All machines.
+    pub fn all(&self) -> Vec<Arc<Protected>> {
+        self.lock().values().map(|entry| entry.machine.clone()).collect()
+    }
+
+    /// A number for a question to an agent.
+    pub fn next_request(&self) -> RequestId {
+        RequestId(self.requests.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Ends the threads, each after what it does now.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        for (_, entry) in std::mem::take(&mut *self.lock()) {
+            let Threads { journal, apply, handles } = entry.threads;
+            // It may have failed and gone already.
+            let _ = journal.send(Job::Stop);
+            apply.unpark();
+            for handle in handles {
+                if handle.join().is_err() {
+                    tracing::error!(machine = %entry.machine.name, "a thread has panicked");
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<MachineId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_started(&self) -> MutexGuard<'_, Vec<MachineEnds>> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
