@@ -183,7 +183,7 @@ processes+=($!)
 say "initial sync while the workload goes on"
 until is_streaming; do
     [[ $((SECONDS - began)) -lt 180 ]] || fail "initial sync did not end in three minutes"
-    if [[ -s $scratch/status ]]; then show_status; fi
+    if grep -q '"state"' "$scratch/status"; then show_status; fi
     sleep 1
 done
 show_status

@@ -2,10 +2,12 @@
 //! handshake and no more.
 
 use super::connection::Link;
+use super::error::TargetError;
 use super::machine::{MachineEvent, MachineTask};
 use super::protected::Registry;
+use redoubt_log::MachineId;
 use redoubt_protocol::ConnectionId;
-use redoubt_transport::{Arrival, Arriving, Listener, Site};
+use redoubt_transport::{Arrival, Arriving, Connection, Listener, Site};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -80,33 +82,28 @@ impl Greeting {
         let remote = arriving.remote_address();
         match arriving.finish().await {
             Ok(Arrival::Machine(id, connection)) => {
-                let Some(machine) = self.registry.get(id) else {
-                    tracing::warn!(machine = %id, %remote, "a machine whose store is not open");
-                    return;
-                };
-                let key = match self.site.machine(id) {
-                    Ok(Some(enrolled)) => enrolled.frame_key,
-                    Ok(None) => return,
-                    Err(error) => {
-                        tracing::error!(machine = %id, %error, "no key for this machine");
-                        return;
-                    }
-                };
-                let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
-                let number = ConnectionId(number);
-                let link = Link::new(number, connection, key, &machine.events);
-                // The task ends only with the process.
-                let _ = machine.events.send(MachineEvent::Arrived(number, link)).await;
+                if let Err(error) = self.take_in(id, connection).await {
+                    tracing::error!(machine = %id, %remote, %error, "this machine cannot be served");
+                }
             }
             Ok(Arrival::Enrolled(id, name)) => {
                 tracing::info!(machine = %id, %name, %remote, "a machine has joined");
-                if let Err(error) = self.registry.protect(id, &name) {
-                    tracing::error!(machine = %id, %error, "the store does not take it in");
-                }
-                start_tasks(&self.registry, self.terms);
             }
             Ok(Arrival::NotEnrolled) => tracing::warn!(%remote, "a machine was not enrolled"),
             Err(error) => tracing::debug!(%remote, %error, "a handshake has failed"),
         }
+    }
+
+    /// A machine of this site: its store is made at its first connection, so that no crash can come between.
+    async fn take_in(&self, id: MachineId, connection: Connection) -> Result<(), TargetError> {
+        let Some(enrolled) = self.site.machine(id)? else { return Ok(()) };
+        self.registry.protect(id, &enrolled.name)?;
+        start_tasks(&self.registry, self.terms);
+        let machine = self.registry.get(id).ok_or(TargetError::Unopened { machine: id })?;
+        let number = ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed) + 1);
+        let link = Link::new(number, connection, enrolled.frame_key, &machine.events);
+        // The task ends only with the process.
+        let _ = machine.events.send(MachineEvent::Arrived(number, link)).await;
+        Ok(())
     }
 }

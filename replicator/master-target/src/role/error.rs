@@ -31,6 +31,12 @@ pub enum TargetError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A store that did not open.
+    #[error("machine {machine}: its store did not open: the target's log says why since its start")]
+    Unopened {
+        /// The machine.
+        machine: redoubt_log::MachineId,
+    },
     /// A directory of ours.
     #[error(transparent)]
     Directory(#[from] DirectoryError),

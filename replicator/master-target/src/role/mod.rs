@@ -38,13 +38,16 @@ use tokio::sync::oneshot;
 /// Holds the address that tokens name, so that invitations can be made beside a running target or without one.
 const ADDRESS_FILE: &str = "address";
 
+/// Below the data directory: the site's identity, its invitations, and who has joined.
+const SITE_DIRECTORY: &str = "site";
+
 /// Runs the master target until SIGTERM or SIGINT; `listening` learns the address once it serves.
 pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result<(), TargetError> {
     let signals = block_signals()?;
     create_private_directory(&options.data)?;
     create_private_directory(options.runtime.path())?;
     let _lock = lock(&options.data)?;
-    let site = Arc::new(Site::open_or_create(&options.data)?);
+    let site = Arc::new(Site::open_or_create(&options.data.join(SITE_DIRECTORY))?);
     let storage = open_directory(&options.data, UringOptions::default());
     let store_options =
         StoreOptions { pending_limit: options.journal_budget_bytes, ..StoreOptions::default() };
@@ -87,7 +90,7 @@ pub fn invite(options: &InviteOptions) -> Result<Token, TargetError> {
     let path = options.data.join(ADDRESS_FILE);
     let address = std::fs::read_to_string(&path)
         .map_err(|source| TargetError::NoSite { data: options.data.clone(), source })?;
-    let site = Site::open(&options.data)?;
+    let site = Site::open(&options.data.join(SITE_DIRECTORY))?;
     let name = options
         .machine
         .as_ref()
