@@ -1,5 +1,5 @@
-//! What can be protected here, and how well: for `redoubt disks` and `redoubt agent --check`. It changes nothing that
-//! stays.
+//! What can be protected here, and how well: for `redoubt disks` and `redoubt agent --check`. It
+//! changes nothing that stays.
 
 use crate::error::AgentError;
 use redoubt_control::AgentOptions;

@@ -1,5 +1,5 @@
-//! What an operator asks of this agent over its socket. It answers for its own machine only, and audits what it is told
-//! to do.
+//! What an operator asks of this agent over its socket. It answers for its own machine only, and
+//! audits what it is told to do.
 
 use crate::copy_out::{self, CopyOut};
 use crate::marks::MarkRequest;

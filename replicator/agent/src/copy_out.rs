@@ -1,5 +1,6 @@
-//! Writes a disk as it was at a point, streamed back from the target, into a file of this machine. What exists is
-//! overwritten only when that was said, and a copy that was not finished does not stay.
+//! Writes a disk as it was at a point, streamed back from the target, into a file of this machine.
+//! What exists is overwritten only when that was said, and a copy that was not finished does not
+//! stay.
 
 use crate::requests::{Ask, PointPart};
 use redoubt_control::Response;

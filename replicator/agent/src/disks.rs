@@ -1,5 +1,6 @@
-//! The disks of this machine: which are protected, under which number and name, and whether their tracking can be taken
-//! up again. Whatever it cannot prove makes the whole disk be read again, with the reason.
+//! The disks of this machine: which are protected, under which number and name, and whether their
+//! tracking can be taken up again. Whatever it cannot prove makes the whole disk be read again,
+//! with the reason.
 
 use crate::error::AgentError;
 use crate::frame_log::{DiskBytes, FrameLog};
@@ -116,7 +117,8 @@ impl ProtectedDisks {
         self.state.save(&self.directory)
     }
 
-    /// Lets every disk's tracking begin, or go on where an earlier run has left it, in a log with these terms.
+    /// Lets every disk's tracking begin, or go on where an earlier run has left it, in a log with
+    /// these terms.
     pub fn begin(
         &mut self,
         source: &mut Attached,
@@ -160,7 +162,8 @@ impl ProtectedDisks {
         Ok(())
     }
 
-    /// Why the marks of a disk do not say all that changed since the target's position, if they do not.
+    /// Why the marks of a disk do not say all that changed since the target's position, if they do
+    /// not.
     fn doubt(
         &self,
         at: usize,
@@ -190,7 +193,8 @@ impl ProtectedDisks {
         }
     }
 
-    /// Watches the disk as it is now. That its marks can be built on is remembered only when all of it is marked.
+    /// Watches the disk as it is now. That its marks can be built on is remembered only when all of
+    /// it is marked.
     fn track_anew(
         &mut self,
         at: usize,

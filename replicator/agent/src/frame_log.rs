@@ -1,5 +1,6 @@
-//! The log as the tracker writes it: records gathered into frames, which leave only when it is known that nothing was
-//! lost in them. It must never let a frame go whose batch was not looked through for losses.
+//! The log as the tracker writes it: records gathered into frames, which leave only when it is
+//! known that nothing was lost in them. It must never let a frame go whose batch was not looked
+//! through for losses.
 
 use redoubt_log::frame::{FRAME_PAYLOAD_LIMIT, FrameBuilder, FrameLimits, FrameMeta, FramePool};
 use redoubt_log::frame::{NotPushed, RawFrame};
@@ -15,8 +16,8 @@ use std::time::Instant;
 /// Spare frame buffers: as many as a batch, the sealer's queue and the frame being sealed hold.
 const SPARE_BUFFERS: usize = 12;
 
-/// Bits of a sequence that count within one incarnation, so that no run's numbers are ever used by another:
-/// a run may log 10^12 records, and a machine have 16 million runs.
+/// Bits of a sequence that count within one incarnation, so that no run's numbers are ever used by
+/// another: a run may log 10^12 records, and a machine have 16 million runs.
 const SEQUENCE_BITS: u32 = 40;
 
 /// What is looked at as a whole when a disk's content is searched for zeros.

@@ -1,5 +1,6 @@
-//! The Unified Agent: tracks, reads, seals and ships a machine's changes to the master target. Three threads: the owner of
-//! the tracker, the sealer, the session. It must never stall the machine that it protects.
+//! The Unified Agent: tracks, reads, seals and ships a machine's changes to the master target.
+//! Three threads: the owner of the tracker, the sealer, the session. It must never stall the
+//! machine that it protects.
 
 mod check;
 mod control;
@@ -173,7 +174,8 @@ fn start_owner(parts: Parts) -> Result<OwnerThread, AgentError> {
     Ok((thread.map_err(|source| AgentError::Start { what: "the tracker", source })?, hears))
 }
 
-/// The identity of this machine: the one it has, or the one that the token earns. `None` when told to stop.
+/// The identity of this machine: the one it has, or the one that the token earns. `None` when told
+/// to stop.
 async fn join_site(
     options: &AgentOptions,
     mut stop: oneshot::Receiver<()>,

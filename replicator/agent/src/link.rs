@@ -1,5 +1,5 @@
-//! One connection to the target, taken apart into tasks: what they hear becomes events, what they are given goes out.
-//! It decides nothing; the session does.
+//! One connection to the target, taken apart into tasks: what they hear becomes events, what they
+//! are given goes out. It decides nothing; the session does.
 
 use bytes::Bytes;
 use redoubt_protocol::{AgentMessage, ConnectionId, FRAME_STREAMS, TargetMessage};
@@ -10,7 +10,8 @@ use redoubt_transport::{
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 
-/// What a connection's tasks tell. The channel is unbounded, but the session's window bounds what is under way.
+/// What a connection's tasks tell. The channel is unbounded, but the session's window bounds what
+/// is under way.
 pub(crate) enum LinkEvent {
     /// It stands.
     Connected(ConnectionId, Box<Connection>),

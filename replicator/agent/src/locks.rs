@@ -1,4 +1,5 @@
-//! One agent a state directory, and one agent a disk: advisory locks that end with the process, whatever ends it.
+//! One agent a state directory, and one agent a disk: advisory locks that end with the process,
+//! whatever ends it.
 
 use crate::error::AgentError;
 use nix::fcntl::{Flock, FlockArg};

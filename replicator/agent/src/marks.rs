@@ -1,4 +1,5 @@
-//! When a recovery point is taken: by the interval, and when somebody asks. It never says that a disk is settled.
+//! When a recovery point is taken: by the interval, and when somebody asks. It never says that a
+//! disk is settled.
 
 use crate::frame_log::FrameLog;
 use redoubt_log::{DiskSet, PointId, PointKind, Sequence};
@@ -9,7 +10,8 @@ use std::time::{Duration, Instant};
 /// Bytes of a label that a marker holds.
 const LABEL_BYTES: usize = redoubt_log::record::LABEL_LIMIT;
 
-/// Requests that may wait at once; an operator's script that loops gets an error, not the agent's memory.
+/// Requests that may wait at once; an operator's script that loops gets an error, not the agent's
+/// memory.
 const WAITING_LIMIT: usize = 64;
 
 /// Who hears of a mark.
@@ -71,7 +73,8 @@ impl Marks {
         self.waiting.drain(..).for_each(|waiting| (waiting.request.reply)(Err(why.to_owned())));
     }
 
-    /// The log has lost nothing up to `drained`, and is good for the disks in `settled` there: takes what is due.
+    /// The log has lost nothing up to `drained`, and is good for the disks in `settled` there:
+    /// takes what is due.
     pub fn take(
         &mut self,
         log: &mut FrameLog,

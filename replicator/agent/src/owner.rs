@@ -1,5 +1,6 @@
-//! The thread that owns the tracker: drains the ring into the log, reads what the log lacks, takes points, drops epochs.
-//! One loop, one owner: nobody else touches the tracker, and the loop never waits for the network.
+//! The thread that owns the tracker: drains the ring into the log, reads what the log lacks, takes
+//! points, drops epochs. One loop, one owner: nobody else touches the tracker, and the loop never
+//! waits for the network.
 
 use crate::disks::ProtectedDisks;
 use crate::error::AgentError;
@@ -18,24 +19,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Frames that may wait for the sealer before the ring is left alone: the batch behind them holds as much again.
+/// Frames that may wait for the sealer before the ring is left alone: the batch behind them holds
+/// as much again.
 const BACKLOG_FRAMES: usize = 4;
 
-/// How long an idle loop sleeps: the agent's share of the RPO, at 50 cheap wake-ups a second. The ring wakes it
-/// earlier when it fills.
+/// How long an idle loop sleeps: the agent's share of the RPO, at 50 cheap wake-ups a second. The
+/// ring wakes it earlier when it fills.
 const IDLE_WAIT: Duration = Duration::from_millis(20);
 
 /// How long it sleeps while reads are under way: an acknowledged read is short.
 const READ_WAIT: Duration = Duration::from_millis(1);
 
-/// Part of the ring that may fill while frames find no way out. Beyond it capture would only pay for what is
-/// lost anyway: it is switched off, and the bitmap alone goes on.
+/// Part of the ring that may fill while frames find no way out. Beyond it capture would only pay
+/// for what is lost anyway: it is switched off, and the bitmap alone goes on.
 const RING_FILL_MOST: f64 = 0.75;
 
 /// How often the snapshot for the status is made.
 const SNAPSHOT_EVERY: Duration = Duration::from_millis(250);
 
-/// How often the bitmap is cut where it can be: what a restart has to read again was written within two of these.
+/// How often the bitmap is cut where it can be: what a restart has to read again was written within
+/// two of these.
 const ROTATE_EVERY: Duration = Duration::from_secs(5);
 
 /// What the owner is told.
@@ -158,7 +161,8 @@ impl Owner {
         }
     }
 
-    /// A session stands. Unless it resumes, the log behind its resume position is made from the bitmap.
+    /// A session stands. Unless it resumes, the log behind its resume position is made from the
+    /// bitmap.
     fn started(
         &mut self,
         welcome: &Welcome,
@@ -214,7 +218,8 @@ impl Owner {
         Ok(more)
     }
 
-    /// Frames find no way out: when the ring has filled as well, capture stops paying for what will be lost.
+    /// Frames find no way out: when the ring has filled as well, capture stops paying for what will
+    /// be lost.
     fn relieve(&mut self) -> Result<(), AgentError> {
         let most = self.source.ring_bytes() as f64 * RING_FILL_MOST;
         if !self.overloaded && self.source.ring_fill() as f64 > most {
@@ -359,7 +364,8 @@ impl Owner {
         };
     }
 
-    /// Programs and pins stay: the bitmap goes on, capture would only fill a ring that nobody drains.
+    /// Programs and pins stay: the bitmap goes on, capture would only fill a ring that nobody
+    /// drains.
     fn stop(mut self) -> Result<(), AgentError> {
         self.marks.fail_all("the agent stops");
         self.pause_capture()

@@ -1,8 +1,10 @@
-//! Rates over the last moments, and when it is time again. Numbers for people; nothing is decided by them.
+//! Rates over the last moments, and when it is time again. Numbers for people; nothing is decided
+//! by them.
 
 use std::time::{Duration, Instant};
 
-/// Weight of the newest measurement: rates follow a change within a second or two, and do not flicker.
+/// Weight of the newest measurement: rates follow a change within a second or two, and do not
+/// flicker.
 const NEWEST_WEIGHT: f64 = 0.3;
 
 /// When something was last done.
@@ -40,7 +42,8 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
-    /// The counter stands at `total` now, `elapsed` after the last time. A counter that began anew counts from zero.
+    /// The counter stands at `total` now, `elapsed` after the last time. A counter that began anew
+    /// counts from zero.
     pub fn over(&mut self, total: u64, elapsed: Duration) -> u64 {
         let grown = if total >= self.seen { total - self.seen } else { total };
         self.seen = total;

@@ -1,10 +1,12 @@
-//! What the agent gives up once the kernel side stands, and what it locks. It must keep no more than its loop needs.
+//! What the agent gives up once the kernel side stands, and what it locks. It must keep no more
+//! than its loop needs.
 
 use crate::error::AgentError;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 
-/// What the loop needs: maps of the tracker (BPF, PERFMON), and registered buffers and locked pages (IPC_LOCK).
+/// What the loop needs: maps of the tracker (BPF, PERFMON), and registered buffers and locked pages
+/// (IPC_LOCK).
 const KEPT: [Capability; 3] =
     [Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_IPC_LOCK];
 
@@ -22,7 +24,8 @@ pub(crate) fn drop_to_needed() -> Result<(), AgentError> {
     Ok(())
 }
 
-/// Keeps what is used in memory: an agent that waits for its own pages from a disk that it tracks would be late.
+/// Keeps what is used in memory: an agent that waits for its own pages from a disk that it tracks
+/// would be late.
 pub(crate) fn lock_memory() {
     // Pages are locked as they are first used, not whole stacks and arenas at once.
     let on_fault = MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT);

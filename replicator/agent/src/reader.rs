@@ -1,4 +1,5 @@
-//! Reads of `D` from the disks: a bounded number at once, direct, at idle priority. It never decides what to read.
+//! Reads of `D` from the disks: a bounded number at once, direct, at idle priority. It never
+//! decides what to read.
 
 use crate::error::AgentError;
 use redoubt_engine::buffer::BufferPool;
@@ -11,7 +12,8 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Reads at once: what keeps a disk and a line of 10 Gbit/s busy; each holds a buffer of [`READ_BYTES`].
+/// Reads at once: what keeps a disk and a line of 10 Gbit/s busy; each holds a buffer of
+/// [`READ_BYTES`].
 const DEPTH: usize = 8;
 
 /// Bytes of one read: the payload of a frame.

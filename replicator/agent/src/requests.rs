@@ -1,4 +1,5 @@
-//! What the operator asks of the target through this machine's agent: its points, and a disk as it was at one.
+//! What the operator asks of the target through this machine's agent: its points, and a disk as it
+//! was at one.
 
 use redoubt_log::{DiskIndex, PointId, Sequence};
 use redoubt_protocol::AgentMessage;

@@ -1,4 +1,5 @@
-//! The thread that seals: compresses, checks and authenticates frames, in order. It never looks into them.
+//! The thread that seals: compresses, checks and authenticates frames, in order. It never looks
+//! into them.
 
 use crate::frame_log::Ready;
 use bytes::Bytes;

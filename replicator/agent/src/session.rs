@@ -1,5 +1,6 @@
-//! Drives the session's state machine: its events come from the connection, the sealer and the operator, its actions go
-//! to them. It must never block: the owner of the tracker has a thread of its own.
+//! Drives the session's state machine: its events come from the connection, the sealer and the
+//! operator, its actions go to them. It must never block: the owner of the tracker has a thread of
+//! its own.
 
 use crate::error::AgentError;
 use crate::link::{Link, LinkEvent, dial};
@@ -25,7 +26,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 /// How often the target is told how the agent stands.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a mark that the target asks for may wait for disks to settle; the operator's own time-out ends earlier.
+/// How long a mark that the target asks for may wait for disks to settle; the operator's own
+/// time-out ends earlier.
 const MARK_PATIENCE: Duration = Duration::from_secs(600);
 
 /// A mark that the target asked for has been answered by the owner.
@@ -174,7 +176,8 @@ impl Driver {
                 AgentAction::Started { welcome, resumed } => {
                     tracing::info!(generation = %welcome.generation, incarnation = %welcome.incarnation,
                         resume = %welcome.resume, resumed, "session with the target");
-                    // Before the owner hears of the new terms: an older log's acknowledgement must not drop an epoch.
+                    // Before the owner hears of the new terms: an older log's acknowledgement must
+                    // not drop an epoch.
                     self.shared.acknowledged.store(welcome.resume.0, Ordering::Release);
                     self.shared.link.started(welcome.full.clone());
                     let (welcome, past) = (Box::new(welcome), self.session.past());

@@ -1,4 +1,5 @@
-//! How the agent stands, as its threads share it: the owner of the tracker writes, the session and the socket read.
+//! How the agent stands, as its threads share it: the owner of the tracker writes, the session and
+//! the socket read.
 
 use redoubt_control::names::Name;
 use redoubt_control::status as shown;
@@ -104,7 +105,8 @@ impl SharedLink {
     }
 }
 
-/// Frames sealed and not acknowledged: the last sequence of each, and when its first record was drained.
+/// Frames sealed and not acknowledged: the last sequence of each, and when its first record was
+/// drained.
 #[derive(Debug, Default)]
 pub(crate) struct Unsealed {
     frames: VecDeque<(Sequence, Instant)>,

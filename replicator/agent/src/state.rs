@@ -1,4 +1,5 @@
-//! What the agent remembers from run to run: one small file, replaced atomically. No secret is in it.
+//! What the agent remembers from run to run: one small file, replaced atomically. No secret is in
+//! it.
 
 use crate::error::AgentError;
 use redoubt_control::names::Name;
@@ -37,7 +38,8 @@ pub(crate) struct ProtectedDisk {
     pub device: PathBuf,
     pub size: u64,
     pub logical_block_bytes: u32,
-    /// The log for which all of it that changed is marked, without a break since that log began to tell of it.
+    /// The log for which all of it that changed is marked, without a break since that log began to
+    /// tell of it.
     pub tracked: Option<Generation>,
 }
 

@@ -36,8 +36,8 @@ pub struct MachineStatus {
     pub name: Name,
     /// Whether agent and target have a session now.
     pub connected: bool,
-    /// Age of the newest acknowledged position (the agent's monotonic clock) and the time since the
-    /// target last heard from the agent; null until the first acknowledgement.
+    /// Age of the newest acknowledged position (the agent's monotonic clock) and the time since
+    /// the target last heard from the agent; null until the first acknowledgement.
     pub rpo_seconds: Option<f64>,
     /// Its disks, in the order of their index.
     pub disks: Vec<DiskStatus>,

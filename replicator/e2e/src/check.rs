@@ -63,7 +63,8 @@ pub fn check_image(
     Ok(rows)
 }
 
-/// Whether each database holds what was acknowledged before, and none is ahead of the one before it.
+/// Whether each database holds what was acknowledged before, and none is ahead of the one before
+/// it.
 fn judge(
     taken_at: SystemTime,
     rows: &[usize],

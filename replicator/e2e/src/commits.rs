@@ -1,5 +1,5 @@
-//! The commit writer: numbered rows in SQLite, each acknowledged commit noted in memory with its time.
-//! It must never note a commit before SQLite has returned from it.
+//! The commit writer: numbered rows in SQLite, each acknowledged commit noted in memory with its
+//! time. It must never note a commit before SQLite has returned from it.
 
 use anyhow::{Context, Result, anyhow, ensure};
 use rand::rngs::StdRng;

@@ -1,5 +1,5 @@
-//! Loop disks and filesystems on them, gone again with their owner, also when it panics or is killed.
-//! It must never touch a device that it has not made.
+//! Loop disks and filesystems on them, gone again with their owner, also when it panics or is
+//! killed. It must never touch a device that it has not made.
 
 use crate::command::{run, wait_until};
 use anyhow::{Context, Result};
@@ -13,7 +13,8 @@ use std::time::Duration;
 /// Unmounting waits for writers that were told to stop.
 const UNMOUNT_WITHIN: Duration = Duration::from_secs(20);
 
-/// Takes the calling thread, and what it starts from now on, into mounts of their own: they end with it.
+/// Takes the calling thread, and what it starts from now on, into mounts of their own: they end
+/// with it.
 pub fn keep_mounts_private() -> Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).context("cannot leave the mount namespace")?;
     let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
@@ -95,7 +96,8 @@ impl Filesystem {
         run(&program, &["-q".as_ref(), force.as_ref(), disk.device.as_os_str()]).map(drop)
     }
 
-    /// Asks the filesystem's own checker, which must find nothing. The journal must have been replayed by a mount.
+    /// Asks the filesystem's own checker, which must find nothing. The journal must have been
+    /// replayed by a mount.
     pub fn check(self, disk: &LoopDisk) -> Result<()> {
         disk.flush()?;
         let (program, options): (_, &[&str]) = match self {

@@ -1,4 +1,5 @@
-//! Random writes straight to a disk at a given rate, by fio. It must never outlive the test that started it.
+//! Random writes straight to a disk at a given rate, by fio. It must never outlive the test that
+//! started it.
 
 use crate::command::text;
 use anyhow::{Context, Result, ensure};

@@ -18,7 +18,8 @@ const FILES_MAX: usize = 100;
 const FILE_BYTES_MAX: usize = 512 * 1024;
 /// Between two operations at most.
 const PAUSE_MAX: Duration = Duration::from_millis(30);
-/// A point may hold writes of some time after it was taken: a file removed so soon after may be gone.
+/// A point may hold writes of some time after it was taken: a file removed so soon after may be
+/// gone.
 const REMOVAL_LEEWAY: Duration = Duration::from_secs(10);
 
 /// A file that was made durable.

@@ -1,5 +1,6 @@
-//! The commit-writer oracle: filesystems under load, a site beside them, and every recovery point checked.
-//! It must never count a point that it has not mounted, nor shrink by itself: the caller's numbers hold.
+//! The commit-writer oracle: filesystems under load, a site beside them, and every recovery point
+//! checked. It must never count a point that it has not mounted, nor shrink by itself: the caller's
+//! numbers hold.
 
 use crate::check::{Checked, DATABASE, NOISE, check_point};
 use crate::command::wait_until;
@@ -27,7 +28,8 @@ const NEW_POINT_WITHIN: Duration = Duration::from_secs(180);
 /// A role runs so long at most before it is killed, and stays down so long at most.
 const KILLED_AFTER_MAX: Duration = Duration::from_secs(6);
 const DOWN_MAX: Duration = Duration::from_secs(2);
-/// After so many kills the site is left alone until it has made a new point: catch-up is killed into, and ends.
+/// After so many kills the site is left alone until it has made a new point: catch-up is killed
+/// into, and ends.
 const KILLS_PER_POINT: usize = 3;
 /// Each so many points one is asked for, to know without any clock what must be in it.
 const POINTS_PER_MARK: usize = 4;
@@ -112,7 +114,8 @@ fn start_load(run: &Run<'_>, scratch: &Path, random: &mut StdRng) -> Result<Load
     Ok(Load { writer, noise, mounted, disks })
 }
 
-/// Kills each role so often, in any order, at any instant: in initial sync, in catch-up, in streaming.
+/// Kills each role so often, in any order, at any instant: in initial sync, in catch-up, in
+/// streaming.
 fn kill_roles(site: &mut Site, kills: usize, random: &mut StdRng) -> Result<()> {
     let mut victims = [Role::Agent, Role::Target].repeat(kills);
     victims.shuffle(random);
@@ -129,7 +132,8 @@ fn kill_roles(site: &mut Site, kills: usize, random: &mut StdRng) -> Result<()> 
     Ok(())
 }
 
-/// Waits until there are as many points as wanted; returns, by point, the rows that a marked one must hold.
+/// Waits until there are as many points as wanted; returns, by point, the rows that a marked one
+/// must hold.
 fn collect_points(
     site: &mut Site,
     writer: &CommitWriter,

@@ -1,4 +1,5 @@
-//! What the product reports as JSON, read by its documented names. It must never guess: a missing name is an error.
+//! What the product reports as JSON, read by its documented names. It must never guess: a missing
+//! name is an error.
 
 use anyhow::{Context, Result};
 use serde_json::Value;

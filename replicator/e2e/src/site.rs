@@ -217,7 +217,8 @@ impl Site {
         finish(&mut command).map(drop)
     }
 
-    /// Compares every replica with its disk, byte by byte. Nobody may write to the disks, nor have them mounted.
+    /// Compares every replica with its disk, byte by byte. Nobody may write to the disks, nor have
+    /// them mounted.
     pub fn expect_equal_replicas(&self) -> Result<()> {
         self.mark("compare", true)?;
         for disk in self.status()? {
@@ -243,7 +244,8 @@ impl Site {
         self.root.join(format!("run-{}", role.name()))
     }
 
-    /// A role in the foreground, its log in a file; the kernel kills it with the thread that started it.
+    /// A role in the foreground, its log in a file; the kernel kills it with the thread that
+    /// started it.
     fn role_command(&self, role: Role) -> Result<Command> {
         let log = OpenOptions::new().create(true).append(true).open(self.log(role))?;
         let mut command = Command::new("setpriv");

@@ -11,7 +11,8 @@ const AGENT_BYTES_MAX: u64 = 96 * MIB;
 const TARGET_BYTES_MAX: u64 = 256 * MIB;
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Resident bytes of a process without the BPF maps, which the kernel holds whether they are mapped or not.
+/// Resident bytes of a process without the BPF maps, which the kernel holds whether they are mapped
+/// or not.
 fn resident_bytes(process: u32) -> Result<u64> {
     let map = std::fs::read_to_string(format!("/proc/{process}/smaps"))?;
     let (mut bytes, mut is_counted) = (0, true);

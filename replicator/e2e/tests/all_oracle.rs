@@ -1,5 +1,5 @@
-//! The commit-writer oracle in full: fifty points of each kind, then with twenty kills of either role.
-//! The short rounds are in root_oracle.rs.
+//! The commit-writer oracle in full: fifty points of each kind, then with twenty kills of either
+//! role. The short rounds are in root_oracle.rs.
 
 use anyhow::Result;
 use redoubt_e2e::commits::Journal;

@@ -1,4 +1,5 @@
-//! The oracle itself on trial, without the product: it must pass a true image and catch a damaged one.
+//! The oracle itself on trial, without the product: it must pass a true image and catch a damaged
+//! one.
 
 use anyhow::{Result, ensure};
 use redoubt_e2e::check::{Checked, DATABASE, NOISE, check_image};

@@ -1,4 +1,5 @@
-//! The main job on real disks: initial sync under load, streaming, and a replica equal to its source.
+//! The main job on real disks: initial sync under load, streaming, and a replica equal to its
+//! source.
 
 use anyhow::{Result, ensure};
 use redoubt_e2e::disk::{LoopDisk, keep_mounts_private, scratch};
@@ -19,7 +20,8 @@ fn half_full(path: &std::path::Path, size_bytes: u64) -> Result<LoopDisk> {
     Ok(disk)
 }
 
-/// Random writes from before the agent until well after initial sync; then everything must be equal.
+/// Random writes from before the agent until well after initial sync; then everything must be
+/// equal.
 fn sync_under_load(size_bytes: u64, rate: u32, written_for: Duration) -> Result<()> {
     keep_mounts_private()?;
     let scratch = scratch()?;

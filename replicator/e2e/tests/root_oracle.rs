@@ -1,5 +1,5 @@
-//! The commit-writer oracle, a short round of each kind: every recovery point must be crash-consistent.
-//! The full rounds are in all_oracle.rs.
+//! The commit-writer oracle, a short round of each kind: every recovery point must be
+//! crash-consistent. The full rounds are in all_oracle.rs.
 
 use anyhow::Result;
 use redoubt_e2e::commits::Journal;

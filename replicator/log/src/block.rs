@@ -28,7 +28,8 @@ pub fn compress(content: &[u8]) -> Option<Vec<u8>> {
     (length <= content.len() - content.len() / SAVING_LEAST).then_some(block)
 }
 
-/// The content of a block, which must have exactly `length` bytes: a bound that the caller has checked.
+/// The content of a block, which must have exactly `length` bytes: a bound that the caller has
+/// checked.
 pub fn decompress(block: &[u8], length: usize) -> Result<Vec<u8>, BlockError> {
     let mut content = vec![0; length];
     match decompress_into(block, &mut content) {

@@ -151,7 +151,8 @@ pub struct Hello {
     pub protocol_version: u32,
     /// Must be the machine of the certificate.
     pub machine: MachineId,
-    /// The log the agent continues; `None` before its first welcome and when it asks for a new one.
+    /// The log the agent continues; `None` before its first welcome and when it asks for a new
+    /// one.
     pub generation: Option<Generation>,
     /// This run.
     pub run: RunId,
@@ -189,7 +190,8 @@ pub struct DiskDescription {
 /// What the agent knows, once a second.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Monotonic age of the newest acknowledged position: the agent's part of the RPO. 0 when idle.
+    /// Monotonic age of the newest acknowledged position: the agent's part of the RPO. 0 when
+    /// idle.
     pub rpo_milliseconds: u64,
     /// The last sealed record.
     pub sequence: Sequence,
@@ -362,7 +364,8 @@ pub struct PointSummary {
     pub taken_at: WallTime,
     /// Whether applications were quiesced around it.
     pub application_consistent: bool,
-    /// The operator's text; cut to [`POINT_LABEL_LIMIT`], so that a page of points stays a message.
+    /// The operator's text; cut to [`POINT_LABEL_LIMIT`], so that a page of points stays a
+    /// message.
     pub label: String,
     /// Its marker's record.
     pub sequence: Sequence,

@@ -1,7 +1,8 @@
 //! Frames over real sockets: whole and in order on each stream, also over a line that loses and
 //! repeats.
 
-// Helpers outside of test functions may panic like these: a site that cannot be set up is a failure.
+// Helpers outside of test functions may panic like these: a site that cannot be set up is a
+// failure.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/proxy.rs"]

@@ -1,6 +1,7 @@
 //! How machines join a site and come back to it, end to end.
 
-// Helpers outside of test functions may panic like these: a site that cannot be set up is a failure.
+// Helpers outside of test functions may panic like these: a site that cannot be set up is a
+// failure.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -11,7 +11,8 @@ pub enum Side {
     Completion,
 }
 
-/// Completions first: a write in flight at attach then shows as a completion without a submission, and is read back.
+/// Completions first: a write in flight at attach then shows as a completion without a submission,
+/// and is read back.
 pub fn attach_order() -> [Side; 2] {
     if holds(Rule::CompletionFirst) {
         [Side::Completion, Side::Submission]

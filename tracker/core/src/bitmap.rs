@@ -1,4 +1,5 @@
-//! A bitmap over the granules of one disk: one bit each, whatever is set. It never grows after it was made.
+//! A bitmap over the granules of one disk: one bit each, whatever is set. It never grows after it
+//! was made.
 
 use crate::geometry::{GRANULE_BYTES, Granule, GranuleRange, granules_of};
 use redoubt_log::ByteRange;
@@ -91,7 +92,8 @@ impl Bitmap {
         self.find_below(from, granules_of(self.size), select)
     }
 
-    /// The first granule in `from..end` whose bit is set in `select(word)`; may look at the rest of end's word.
+    /// The first granule in `from..end` whose bit is set in `select(word)`; may look at the rest of
+    /// end's word.
     fn find_below(&self, from: u64, end: u64, select: impl Fn(u64) -> u64) -> Option<u64> {
         let end = end.min(granules_of(self.size));
         let mut at = from;

@@ -1,5 +1,5 @@
-//! Submissions without completions: what is in flight on one disk, and where two writes overlapped there.
-//! It only remembers; what to read again it tells its owner, who must do it.
+//! Submissions without completions: what is in flight on one disk, and where two writes overlapped
+//! there. It only remembers; what to read again it tells its owner, who must do it.
 
 use crate::rules::{Rule, holds};
 use crate::source::BioKey;
@@ -21,7 +21,8 @@ struct InFlight {
     fronts: Vec<BioKey>,
 }
 
-/// Where two writes were in flight at once, and which one was queued last, if that is known and in the log.
+/// Where two writes were in flight at once, and which one was queued last, if that is known and in
+/// the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Overlap {
     newest: Option<(BioKey, SubmissionNumber)>,
@@ -53,7 +54,8 @@ pub(crate) struct Settle {
 }
 
 impl Matcher {
-    /// A write was queued. If an earlier one of the same key was in flight, its completion was missed: what to read.
+    /// A write was queued. If an earlier one of the same key was in flight, its completion was
+    /// missed: what to read.
     pub fn submitted(&mut self, bio: BioKey, range: ByteRange, captured: bool) -> Option<Settle> {
         self.fronts.remove(&bio);
         let missed = self.remove(bio).map(|write| {
@@ -156,7 +158,8 @@ impl Matcher {
         self.in_flight(range).map(|(_, write)| (write.range, write.captured))
     }
 
-    /// Whether an overlap waits that the log may show wrongly: one whose newest write is not in flight any more.
+    /// Whether an overlap waits that the log may show wrongly: one whose newest write is not in
+    /// flight any more.
     pub fn holds_points(&self) -> bool {
         holds(Rule::OverlapHoldsPoints)
             && self.overlaps.iter().any(|(_, overlap)| match overlap.newest {

@@ -1,5 +1,6 @@
-//! The rules without which the tracker would be wrong, by the names of the design's model. Production code asks
-//! `holds(Rule::X)` where it follows a rule; outside this crate's own tests the answer is a constant `true`.
+//! The rules without which the tracker would be wrong, by the names of the design's model.
+//! Production code asks `holds(Rule::X)` where it follows a rule; outside this crate's own tests
+//! the answer is a constant `true`.
 
 /// A rule of the tracker. Each has a test that fails when it alone does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,4 +1,5 @@
-//! Where the tracker puts the log that it makes of events and reads. Order is the caller's: one call, one record.
+//! Where the tracker puts the log that it makes of events and reads. Order is the caller's: one
+//! call, one record.
 
 use crate::source::Gather;
 use redoubt_log::GapReason;
@@ -16,7 +17,8 @@ pub trait LogSink {
     fn backfill(&mut self, disk: DiskIndex, range: ByteRange, data: &[u8]);
     /// Everything logged so far is known to have lost nothing.
     fn checkpoint(&mut self);
-    /// Events of this disk were lost after the last checkpoint: the record stands right behind that checkpoint.
+    /// Events of this disk were lost after the last checkpoint: the record stands right behind that
+    /// checkpoint.
     fn gap(&mut self, disk: DiskIndex, reason: GapReason);
     /// The log has the whole content of this disk from here on.
     fn consistent(&mut self, disk: DiskIndex);

@@ -1,4 +1,5 @@
-//! The contract between what watches the disks and what makes a log of it. It never interprets a write.
+//! The contract between what watches the disks and what makes a log of it. It never interprets a
+//! write.
 
 use redoubt_log::{ByteRange, DiskIndex};
 
@@ -6,7 +7,8 @@ use redoubt_log::{ByteRange, DiskIndex};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RingPosition(pub u64);
 
-/// The kernel address of a bio: names a write from its submission to its completion, and is used again after that.
+/// The kernel address of a bio: names a write from its submission to its completion, and is used
+/// again after that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BioKey(pub u64);
 
@@ -35,7 +37,8 @@ pub enum CaptureMode {
 /// The data of one write: pieces in the ring's memory that together are its range, in order.
 pub type Gather<'a> = &'a [&'a [u8]];
 
-/// One event of the ring, in the ring's order. Ranges are relative to the start of the tracked disk or partition.
+/// One event of the ring, in the ring's order. Ranges are relative to the start of the tracked disk
+/// or partition.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A write was queued.
@@ -88,19 +91,21 @@ pub enum Array {
 
 /// Something that watches disks: the eBPF programs, the simulated world of the tests.
 ///
-/// The promise: a write is marked in the active array when it is submitted, and again when it completes; a record that
-/// finds no room raises `lost` before any later event can be drained.
+/// The promise: a write is marked in the active array when it is submitted, and again when it
+/// completes; a record that finds no room raises `lost` before any later event can be drained.
 pub trait ChangeSource {
     /// Why an operation on the kernel side failed.
     type Error: std::error::Error + Send + Sync + 'static;
 
     /// How far the ring has been filled.
     fn produced(&self) -> RingPosition;
-    /// Hands every event before `until` to `sink`, in order, and frees its room. A write whose pieces are not all in
-    /// the ring yet is handed out with its last piece. Returns the position up to which all events were handed out: never
-    /// before `until` unless a piece is still being written by another processor.
+    /// Hands every event before `until` to `sink`, in order, and frees its room. A write whose
+    /// pieces are not all in the ring yet is handed out with its last piece. Returns the
+    /// position up to which all events were handed out: never before `until` unless a piece is
+    /// still being written by another processor.
     fn drain(&mut self, until: RingPosition, sink: &mut dyn FnMut(Event<'_>)) -> RingPosition;
-    /// Forgets writes of this disk of which only some pieces were seen (after a loss they may never be whole).
+    /// Forgets writes of this disk of which only some pieces were seen (after a loss they may never
+    /// be whole).
     fn forget_partial(&mut self, disk: DiskIndex);
     /// Events of this disk that found no room, ever.
     fn lost(&self, disk: DiskIndex) -> u64;
@@ -108,9 +113,11 @@ pub trait ChangeSource {
     fn set_mode(&mut self, disk: DiskIndex, mode: CaptureMode) -> Result<(), Self::Error>;
     /// Swaps the arrays; returns when nobody marks the old one any more. The spare must be clear.
     fn cut(&mut self, disk: DiskIndex) -> Result<(), Self::Error>;
-    /// Calls `each` for every marked run of bytes of the array, ascending, whole granules, clipped to the disk.
+    /// Calls `each` for every marked run of bytes of the array, ascending, whole granules, clipped
+    /// to the disk.
     fn marks(&self, disk: DiskIndex, array: Array, each: &mut dyn FnMut(ByteRange));
-    /// Marks a range in the active array, so that a demand of ours outlives this process as a write does.
+    /// Marks a range in the active array, so that a demand of ours outlives this process as a write
+    /// does.
     fn mark(&mut self, disk: DiskIndex, range: ByteRange);
     /// Zeroes the spare array.
     fn clear_spare(&mut self, disk: DiskIndex);

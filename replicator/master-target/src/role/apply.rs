@@ -1,5 +1,5 @@
-//! The thread that applies a machine's journal to its replica disks and lets old points go. It waits for the journal's
-//! thread, never the other way round.
+//! The thread that applies a machine's journal to its replica disks and lets old points go. It
+//! waits for the journal's thread, never the other way round.
 
 use super::error::TargetError;
 use super::machine::MachineEvent;

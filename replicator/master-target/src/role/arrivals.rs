@@ -1,5 +1,5 @@
-//! Who connects: machines that joined, and machines that join. Each machine has a task of its own; a stranger costs a
-//! handshake and no more.
+//! Who connects: machines that joined, and machines that join. Each machine has a task of its own;
+//! a stranger costs a handshake and no more.
 
 use super::connection::Link;
 use super::error::TargetError;
@@ -94,7 +94,8 @@ impl Greeting {
         }
     }
 
-    /// A machine of this site: its store is made at its first connection, so that no crash can come between.
+    /// A machine of this site: its store is made at its first connection, so that no crash can come
+    /// between.
     async fn take_in(&self, id: MachineId, connection: Connection) -> Result<(), TargetError> {
         let Some(enrolled) = self.site.machine(id)? else { return Ok(()) };
         self.registry.protect(id, &enrolled.name)?;

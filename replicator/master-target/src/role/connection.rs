@@ -1,5 +1,5 @@
-//! One connection of an agent, taken apart into tasks: what they hear becomes the machine's events. A frame's checksum and
-//! MAC are proven here, before anything else sees it.
+//! One connection of an agent, taken apart into tasks: what they hear becomes the machine's events.
+//! A frame's checksum and MAC are proven here, before anything else sees it.
 
 use super::machine::MachineEvent;
 use redoubt_engine::buffer::AlignedBuffer;
@@ -78,7 +78,8 @@ impl Link {
         self.messages.clone()
     }
 
-    /// Ends the connection once what was said has gone out: its own end of the messages is dropped first.
+    /// Ends the connection once what was said has gone out: its own end of the messages is dropped
+    /// first.
     pub fn close(self, reason: String) {
         let Self { handle, messages, _tasks: mut tasks } = self;
         drop(messages);

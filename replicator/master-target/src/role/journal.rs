@@ -1,5 +1,6 @@
-//! The thread that appends a machine's frames to its journal and says what is durable. Frames that find no room wait here,
-//! unacknowledged; an admission of another run comes behind everything that was appended before it.
+//! The thread that appends a machine's frames to its journal and says what is durable. Frames that
+//! find no room wait here, unacknowledged; an admission of another run comes behind everything that
+//! was appended before it.
 
 use super::error::TargetError;
 use super::machine::MachineEvent;
@@ -29,7 +30,8 @@ pub(super) struct Fence {
 
 type FenceReply = tokio::sync::oneshot::Sender<Result<HelloAnswer, StoreError>>;
 
-/// What the thread is to do. The channel is unbounded; the session's window bounds the frames in it.
+/// What the thread is to do. The channel is unbounded; the session's window bounds the frames in
+/// it.
 pub(super) enum Job {
     /// Append a journal entry's buffer, its frame at its place.
     Append(AlignedBuffer),

@@ -1,5 +1,5 @@
-//! The task that owns one machine's session: it drives the session's state machine and passes on what does not concern it.
-//! It never touches a disk; the journal's thread does.
+//! The task that owns one machine's session: it drives the session's state machine and passes on
+//! what does not concern it. It never touches a disk; the journal's thread does.
 
 use super::arrivals::Terms;
 use super::connection::Link;

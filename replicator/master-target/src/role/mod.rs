@@ -1,5 +1,5 @@
-//! The master target's role: sessions on one side, the store on the other, and a thread for each that must not wait for
-//! the other. It acknowledges what the store has synced, and nothing else.
+//! The master target's role: sessions on one side, the store on the other, and a thread for each
+//! that must not wait for the other. It acknowledges what the store has synced, and nothing else.
 
 mod apply;
 mod arrivals;
@@ -35,7 +35,8 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// Holds the address that tokens name, so that invitations can be made beside a running target or without one.
+/// Holds the address that tokens name, so that invitations can be made beside a running target or
+/// without one.
 const ADDRESS_FILE: &str = "address";
 
 /// Below the data directory: the site's identity, its invitations, and who has joined.

@@ -1,5 +1,5 @@
-//! Points for an agent that asks: the list in pages, and a disk as it was at one, sent over a stream of its own. Reading
-//! happens on a thread that may wait for the disk.
+//! Points for an agent that asks: the list in pages, and a disk as it was at one, sent over a
+//! stream of its own. Reading happens on a thread that may wait for the disk.
 
 use super::protected::Protected;
 use crate::store::{Point, PointChoice, View};

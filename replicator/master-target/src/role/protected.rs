@@ -1,4 +1,5 @@
-//! The machines that are protected here: each has a store, two threads, a session task, and what it last said.
+//! The machines that are protected here: each has a store, two threads, a session task, and what it
+//! last said.
 
 use super::apply;
 use super::error::TargetError;
@@ -17,7 +18,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 
-/// Events that may wait for a machine's task: more than the frames of a window, so that every stream is always read.
+/// Events that may wait for a machine's task: more than the frames of a window, so that every
+/// stream is always read.
 const EVENTS_WAITING: usize = 128;
 
 /// The wall clock, as the log counts it.

@@ -1,4 +1,5 @@
-//! A machine as the status shows it: what the agent last said, how long ago, and what the store has.
+//! A machine as the status shows it: what the agent last said, how long ago, and what the store
+//! has.
 
 use super::protected::{Live, Protected};
 use crate::store::{DiskStatus as StoredDisk, MachineStatus as Stored, Point};

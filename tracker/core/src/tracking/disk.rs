@@ -108,7 +108,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Puts every mark of an array into `D`. Only at a gap: no read is under way that could have to know.
+    /// Puts every mark of an array into `D`. Only at a gap: no read is under way that could have to
+    /// know.
     fn collect<S: ChangeSource>(&mut self, source: &S, array: Array) {
         debug_assert!(self.reads.is_empty());
         source.marks(self.index, array, &mut |range| self.demand.mark(range));

@@ -1,4 +1,5 @@
-//! The epochs of one disk's bitmap: the spare array holds the last one that was cut, until the target has what covers it.
+//! The epochs of one disk's bitmap: the spare array holds the last one that was cut, until the
+//! target has what covers it.
 
 use crate::rules::{Rule, holds};
 use crate::source::RingPosition;
@@ -29,7 +30,8 @@ impl Epoch {
         self.waiting = Some(Waiting { cut_at, cover: None });
     }
 
-    /// At log position `position`, with the ring drained to `drained`: it covers the epoch if `D` is empty.
+    /// At log position `position`, with the ring drained to `drained`: it covers the epoch if `D`
+    /// is empty.
     pub fn cover(&mut self, drained: RingPosition, settled: bool, position: Sequence) {
         if let Some(waiting) = &mut self.waiting {
             let covers = drained >= waiting.cut_at && settled || !holds(Rule::DropWhenSettled);

@@ -1,5 +1,6 @@
-//! The agent's tracker of all disks: drains the ring into the log, reads what the log lacks, cuts and drops epochs.
-//! A pure state machine over a [`ChangeSource`]: it never reads a disk, a clock or a socket by itself.
+//! The agent's tracker of all disks: drains the ring into the log, reads what the log lacks, cuts
+//! and drops epochs. A pure state machine over a [`ChangeSource`]: it never reads a disk, a clock
+//! or a socket by itself.
 
 mod disk;
 mod epoch;
@@ -19,8 +20,8 @@ use redoubt_log::{ByteRange, DiskIndex, DiskSet, Sequence};
 
 pub use reads::{ReadId, ReadOrder};
 
-/// Bytes of the ring that one batch takes: losses are looked for behind each, and what is not yet known to be whole is
-/// kept in memory until then.
+/// Bytes of the ring that one batch takes: losses are looked for behind each, and what is not yet
+/// known to be whole is kept in memory until then.
 const BATCH_BYTES: u64 = 4 << 20;
 
 /// What the tracker knows of a disk, for the status.
@@ -51,7 +52,8 @@ pub struct Tracking {
 }
 
 impl Tracking {
-    /// Takes a disk of `size` bytes in, of which the log has nothing that can be built on: `D` is the whole disk.
+    /// Takes a disk of `size` bytes in, of which the log has nothing that can be built on: `D` is
+    /// the whole disk.
     pub fn add_whole<S: ChangeSource>(
         &mut self,
         source: &mut S,
@@ -64,7 +66,8 @@ impl Tracking {
         self.adopt(source, index, size, reason, sink)
     }
 
-    /// Takes a disk in that an earlier run of the agent has tracked without a break: `D` is every epoch not dropped.
+    /// Takes a disk in that an earlier run of the agent has tracked without a break: `D` is every
+    /// epoch not dropped.
     pub fn adopt<S: ChangeSource>(
         &mut self,
         source: &mut S,
@@ -93,7 +96,8 @@ impl Tracking {
         source.set_mode(index, CaptureMode::Bitmap)
     }
 
-    /// Captures again, and puts into `D` what was only marked meanwhile: capture on first, cut second.
+    /// Captures again, and puts into `D` what was only marked meanwhile: capture on first, cut
+    /// second.
     pub fn resume<S: ChangeSource>(
         &mut self,
         source: &mut S,
@@ -116,13 +120,15 @@ impl Tracking {
         Ok(())
     }
 
-    /// A range must be shipped again. It is marked like a write, so that the demand outlives this process.
+    /// A range must be shipped again. It is marked like a write, so that the demand outlives this
+    /// process.
     pub fn demand<S: ChangeSource>(&mut self, source: &mut S, index: DiskIndex, range: ByteRange) {
         source.mark(index, range);
         self.disk_mut(index).want(range);
     }
 
-    /// All of a disk must be shipped again, in a log that begins anew: nothing of it counts any more.
+    /// All of a disk must be shipped again, in a log that begins anew: nothing of it counts any
+    /// more.
     pub fn demand_whole<S: ChangeSource>(
         &mut self,
         source: &mut S,
@@ -136,8 +142,8 @@ impl Tracking {
         self.resume(source, index, reason, sink)
     }
 
-    /// The target has lost, or never got, what was logged behind its last acknowledgement: covering positions named
-    /// that tail, and every epoch not dropped goes into `D`.
+    /// The target has lost, or never got, what was logged behind its last acknowledgement: covering
+    /// positions named that tail, and every epoch not dropped goes into `D`.
     pub fn tail_lost<S: ChangeSource>(
         &mut self,
         source: &mut S,
@@ -152,7 +158,8 @@ impl Tracking {
         Ok(())
     }
 
-    /// Drains one batch of the ring into the log and looks for losses. Returns whether the ring held more.
+    /// Drains one batch of the ring into the log and looks for losses. Returns whether the ring
+    /// held more.
     pub fn pump<S: ChangeSource>(
         &mut self,
         source: &mut S,
@@ -189,13 +196,14 @@ impl Tracking {
         Ok(())
     }
 
-    /// Whether an acknowledgement of `sequence` lets an epoch go: it must be remembered durably before
-    /// [`acknowledged`](Self::acknowledged) is called.
+    /// Whether an acknowledgement of `sequence` lets an epoch go: it must be remembered durably
+    /// before [`acknowledged`](Self::acknowledged) is called.
     pub fn may_drop(&self, sequence: Sequence) -> bool {
         self.disks.iter().any(|disk| disk.epoch.may_drop(sequence))
     }
 
-    /// The master target has durably everything up to `sequence`: epochs that it covers are dropped.
+    /// The master target has durably everything up to `sequence`: epochs that it covers are
+    /// dropped.
     pub fn acknowledged<S: ChangeSource>(&mut self, source: &mut S, sequence: Sequence) {
         for disk in &mut self.disks {
             if disk.epoch.may_drop(sequence) {
@@ -205,7 +213,8 @@ impl Tracking {
         }
     }
 
-    /// The next range to read for `D`, at most `limit` bytes; the read may be issued any time after this call.
+    /// The next range to read for `D`, at most `limit` bytes; the read may be issued any time after
+    /// this call.
     pub fn next_read(&mut self, index: DiskIndex, limit: u64) -> Option<ReadOrder> {
         let limit = limit.max(GRANULE_BYTES);
         let id = ReadId(self.next_read);
@@ -214,7 +223,8 @@ impl Tracking {
         Some(ReadOrder { id, disk: index, range })
     }
 
-    /// A read has ended with `data`: drains the ring up to now and logs what the stream does not have.
+    /// A read has ended with `data`: drains the ring up to now and logs what the stream does not
+    /// have.
     pub fn finish_read<S: ChangeSource>(
         &mut self,
         source: &mut S,
@@ -301,7 +311,8 @@ impl Tracking {
         self.disk_mut(index).gap(source)
     }
 
-    /// Drains until nothing before `until` is left; a piece that another processor is writing is waited for.
+    /// Drains until nothing before `until` is left; a piece that another processor is writing is
+    /// waited for.
     fn drain_to<S: ChangeSource>(
         &mut self,
         source: &mut S,

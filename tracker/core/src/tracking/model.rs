@@ -1,5 +1,6 @@
-//! A simulated disk with writes in flight, a lossy ring and two bitmap arrays, and an omniscient judge. The tracker
-//! under test is the product's own; only what lies below and behind it is simulated.
+//! A simulated disk with writes in flight, a lossy ring and two bitmap arrays, and an omniscient
+//! judge. The tracker under test is the product's own; only what lies below and behind it is
+//! simulated.
 
 use super::Tracking;
 use crate::attach::{Side, attach_order};
@@ -147,7 +148,8 @@ impl World {
         }
     }
 
-    /// Keys are few, so that they are soon used again; a split bio keeps its own until its front has ended too.
+    /// Keys are few, so that they are soon used again; a split bio keeps its own until its front
+    /// has ended too.
     fn free_key(&mut self) -> BioKey {
         let used: Vec<BioKey> = self
             .flying

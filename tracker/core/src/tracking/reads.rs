@@ -21,7 +21,8 @@ pub struct ReadOrder {
     pub range: ByteRange,
 }
 
-/// A read under way. A write in flight at any moment of it is masked: the stream has its data, and maybe newer.
+/// A read under way. A write in flight at any moment of it is masked: the stream has its data, and
+/// maybe newer.
 #[derive(Debug)]
 pub(super) struct Read {
     id: ReadId,
@@ -79,7 +80,8 @@ impl Disk {
         Some(range)
     }
 
-    /// What is masked stands in the stream; what is left is logged as read. Nothing if a gap has voided the read.
+    /// What is masked stands in the stream; what is left is logged as read. Nothing if a gap has
+    /// voided the read.
     pub(super) fn finish_read(&mut self, order: ReadOrder, data: &[u8], sink: &mut impl LogSink) {
         assert_eq!(data.len() as u64, order.range.length, "a read is finished with all its bytes");
         let Some(at) = self.reads.iter().position(|read| read.id == order.id) else {

@@ -1,11 +1,13 @@
-//! Each rule of the tracker on trial: with all of them the judge finds nothing, without any single one it does.
+//! Each rule of the tracker on trial: with all of them the judge finds nothing, without any single
+//! one it does.
 
 use super::model::run;
 use crate::rules::{Rule, without};
 
 const STEPS: usize = 400;
 const SEEDS: u64 = 3_000;
-/// The rarest counter-example stands far below this; the bound only ends a search that would be in vain.
+/// The rarest counter-example stands far below this; the bound only ends a search that would be in
+/// vain.
 const MOST_SEEDS: u64 = 60_000;
 
 #[test]
