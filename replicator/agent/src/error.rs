@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// The state directory's own file.
-    #[error("state file {path}: {source} (is the state directory on a disk with room?)", path = path.display())]
+    #[error("state file {path}: {source} (is the state directory on a disk with room?)")]
     State {
         /// The file.
         path: PathBuf,
@@ -20,7 +20,10 @@ pub enum AgentError {
         source: std::io::Error,
     },
     /// The state file does not parse.
-    #[error("state file {path} is damaged: {source} (restore it, or begin with a new state directory and a new token)", path = path.display())]
+    #[error(
+        "state file {path} is damaged: {source} (restore it, or begin with a new state directory \
+         and a new token)"
+    )]
     StateContent {
         /// The file.
         path: PathBuf,
@@ -28,7 +31,10 @@ pub enum AgentError {
         source: serde_json::Error,
     },
     /// The state file is of a later build.
-    #[error("state file {path} has version {version}, which this build does not know: install the newer redoubt again", path = path.display())]
+    #[error(
+        "state file {path} has version {version}, which this build does not know: install the \
+         newer redoubt again"
+    )]
     StateVersion {
         /// The file.
         path: PathBuf,
@@ -36,13 +42,16 @@ pub enum AgentError {
         version: u32,
     },
     /// Another agent runs on this state directory.
-    #[error("{directory}: another agent runs with this state directory: stop it, or give this one its own --state", directory = directory.display())]
+    #[error(
+        "{directory}: another agent runs with this state directory: stop it, or give this one its \
+         own --state"
+    )]
     StateLocked {
         /// The directory.
         directory: PathBuf,
     },
     /// A lock file cannot be made.
-    #[error("lock {path}: {source}", path = path.display())]
+    #[error("lock {path}: {source}")]
     Lock {
         /// The file.
         path: PathBuf,
@@ -50,7 +59,10 @@ pub enum AgentError {
         source: std::io::Error,
     },
     /// Another agent protects the disk.
-    #[error("{device}: another agent protects this disk already: stop it, or let it go with `redoubt agent --detach`", device = device.display())]
+    #[error(
+        "{device}: another agent protects this disk already: stop it, or let it go with `redoubt \
+         agent --detach`"
+    )]
     DiskLocked {
         /// The device node.
         device: PathBuf,
@@ -71,7 +83,10 @@ pub enum AgentError {
     #[error("no disk to protect: give --disk DEV (`redoubt disks` lists them)")]
     NoDisk,
     /// No identity and no token.
-    #[error("{directory} has no identity yet: give the token that `redoubt invite` printed at the target (--token or --token-file)", directory = directory.display())]
+    #[error(
+        "{directory} has no identity yet: give the token that `redoubt invite` printed at the \
+         target (--token or --token-file)"
+    )]
     NoToken {
         /// The state directory.
         directory: PathBuf,
@@ -83,7 +98,7 @@ pub enum AgentError {
     #[error("tracker: {0}")]
     Probe(#[from] ProbeError),
     /// A disk that does not open.
-    #[error("{device}: cannot be opened for reading: {source}", device = device.display())]
+    #[error("{device}: cannot be opened for reading: {source}")]
     OpenDisk {
         /// The device node.
         device: PathBuf,

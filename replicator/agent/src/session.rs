@@ -174,8 +174,13 @@ impl Driver {
                 }
                 AgentAction::Release(sequence) => self.release(sequence),
                 AgentAction::Started { welcome, resumed } => {
-                    tracing::info!(generation = %welcome.generation, incarnation = %welcome.incarnation,
-                        resume = %welcome.resume, resumed, "session with the target");
+                    tracing::info!(
+                        generation = %welcome.generation,
+                        incarnation = %welcome.incarnation,
+                        resume = %welcome.resume,
+                        resumed,
+                        "session with the target"
+                    );
                     // Before the owner hears of the new terms: an older log's acknowledgement must
                     // not drop an epoch.
                     self.shared.acknowledged.store(welcome.resume.0, Ordering::Release);

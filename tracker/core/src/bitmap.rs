@@ -147,7 +147,8 @@ mod tests {
                 }
                 if mark { map.mark(bytes) } else { map.clear(bytes) }
             }
-            prop_assert_eq!(runs(&map, limit * GRANULE_BYTES), oracle.iter().copied().collect::<Vec<_>>());
+            let expected: Vec<_> = oracle.iter().copied().collect();
+            prop_assert_eq!(runs(&map, limit * GRANULE_BYTES), expected);
             prop_assert_eq!(map.bytes_set(), oracle.len() as u64 * GRANULE_BYTES);
             for granule in 0..granules {
                 let bytes = ByteRange::new(granule * GRANULE_BYTES, 1);

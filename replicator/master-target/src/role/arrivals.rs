@@ -83,7 +83,7 @@ impl Greeting {
         match arriving.finish().await {
             Ok(Arrival::Machine(id, connection)) => {
                 if let Err(error) = self.take_in(id, connection).await {
-                    tracing::error!(machine = %id, %remote, %error, "this machine cannot be served");
+                    tracing::error!(machine = %id, %remote, %error, "machine cannot be served");
                 }
             }
             Ok(Arrival::Enrolled(id, name)) => {

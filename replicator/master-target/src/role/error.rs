@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// A file of the data directory.
-    #[error("{path}: {source} (is the data directory writable, with room?)", path = path.display())]
+    #[error("{path}: {source} (is the data directory writable, with room?)")]
     File {
         /// The file.
         path: PathBuf,
@@ -18,13 +18,18 @@ pub enum TargetError {
         source: std::io::Error,
     },
     /// Another target runs here.
-    #[error("{data}: another master target runs with this directory: stop it, or give this one its own --data", data = data.display())]
+    #[error(
+        "{data}: another master target runs with this directory: stop it, or give this one its \
+         own --data"
+    )]
     Locked {
         /// The directory.
         data: PathBuf,
     },
     /// No target has ever run here.
-    #[error("{data}: no site here yet: start `redoubt master-target` with this --data once ({source})", data = data.display())]
+    #[error(
+        "{data}: no site here yet: start `redoubt master-target` with this --data once ({source})"
+    )]
     NoSite {
         /// The directory.
         data: PathBuf,

@@ -119,7 +119,8 @@ impl MachineTask {
                 }
                 TargetAction::Close(id, reason) => {
                     if let Some(link) = self.links.remove(&id) {
-                        tracing::info!(machine = %self.machine.name, %reason, "closing a connection");
+                        let machine = &self.machine.name;
+                        tracing::info!(%machine, %reason, "closing a connection");
                         link.close(reason);
                     }
                 }

@@ -22,6 +22,11 @@ const SECTOR: u64 = 512;
 /// What a block of one sector holds: the number of the write that put it there.
 type Value = u64;
 
+/// Of a simulated disk, which has room in memory.
+fn index(count: u64) -> usize {
+    usize::try_from(count).unwrap()
+}
+
 #[derive(Clone, Debug)]
 struct Part {
     key: BioKey,
@@ -87,7 +92,7 @@ impl World {
         let sectors = rng.random_range(6..=48);
         Self {
             sectors,
-            disk: vec![0; sectors as usize],
+            disk: vec![0; index(sectors)],
             time: 0,
             writes: Vec::new(),
             flying: Vec::new(),
@@ -136,7 +141,7 @@ impl World {
         let part = Part { key, range, landed: None, failed: false, ended: false };
         let parts = vec![part];
         let write = Write { value, range, submitted: self.time, completed: None, parts };
-        let data = captured.then(|| value.to_le_bytes().repeat(range.length as usize / 8));
+        let data = captured.then(|| value.to_le_bytes().repeat(index(range.length) / 8));
         self.flying.push(self.writes.len());
         self.writes.push(write);
         if self.watched.contains(&Side::Submission) {
@@ -189,7 +194,7 @@ impl World {
                 part.landed = Some(time);
                 let range = part.range;
                 for sector in range.offset / SECTOR..range.end() / SECTOR {
-                    self.disk[sector as usize] = value;
+                    self.disk[index(sector)] = value;
                 }
             }
             return;
@@ -254,7 +259,7 @@ impl World {
 
     pub fn read(&self, range: ByteRange) -> Vec<u8> {
         let sectors = range.offset / SECTOR..range.end() / SECTOR;
-        sectors.flat_map(|at| self.disk[at as usize].to_le_bytes().repeat(64)).collect()
+        sectors.flat_map(|at| self.disk[index(at)].to_le_bytes().repeat(64)).collect()
     }
 
     /// No new writes; all that fly land and end.
@@ -350,7 +355,7 @@ struct Log {
 impl Log {
     fn push(&mut self, range: ByteRange, bytes: &[u8]) {
         let values: Vec<Value> = bytes
-            .chunks_exact(SECTOR as usize)
+            .chunks_exact(index(SECTOR))
             .map(|sector| u64::from_le_bytes(sector[..8].try_into().unwrap()))
             .collect();
         self.replay(range.offset / SECTOR, &values);
@@ -359,7 +364,7 @@ impl Log {
 
     fn replay(&mut self, first: u64, values: &[Value]) {
         for (at, value) in values.iter().enumerate() {
-            self.image[first as usize + at] = Some(*value);
+            self.image[index(first) + at] = Some(*value);
         }
     }
 
@@ -400,7 +405,7 @@ pub(super) fn run(seed: u64, steps: usize, marks_completions: bool) -> Result<()
         world.watched.push(side);
         (0..rng.random_range(0..4)).for_each(|_| world.step());
     }
-    let log = Log { image: vec![None; world.sectors as usize], ..Log::default() };
+    let log = Log { image: vec![None; index(world.sectors)], ..Log::default() };
     let (tracking, acked) = (Tracking::default(), 0);
     let mut run = Run { rng, world, tracking, log, acked, reads: Vec::new(), paused: false };
     run.start();
@@ -442,7 +447,7 @@ impl Run {
             if self.reads.len() < 6
                 && let Some(order) = self.tracking.next_read(DISK, limit)
             {
-                let unread = vec![0xff; order.range.length as usize];
+                let unread = vec![0xff; index(order.range.length)];
                 self.reads.push((order, RefCell::new(unread)));
             }
         } else if chance < 0.72 {
@@ -518,7 +523,7 @@ impl Run {
         let at = self.world.drained_at;
         for sector in 0..self.world.sectors {
             let legal = self.world.legal(sector * SECTOR, at);
-            let held = self.log.image[sector as usize];
+            let held = self.log.image[index(sector)];
             if held.is_none_or(|value| !legal.contains(&value)) {
                 return Err(format!(
                     "point at {at}: sector {sector} holds {held:?}, legal {legal:?}"
@@ -538,7 +543,7 @@ impl Run {
         for _ in 0..400 {
             let Ok(_) = self.tracking.pump(&mut self.world, &mut self.log);
             while let Some(order) = self.tracking.next_read(DISK, 1 << 20) {
-                let unread = vec![0xff; order.range.length as usize];
+                let unread = vec![0xff; index(order.range.length)];
                 self.reads.push((order, RefCell::new(unread)));
             }
             for (order, data) in std::mem::take(&mut self.reads) {
