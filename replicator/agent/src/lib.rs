@@ -24,6 +24,7 @@ mod state;
 pub use check::{check, devices};
 pub use error::AgentError;
 
+use bytes::Bytes;
 use control::Control;
 use crossbeam::channel;
 use disks::ProtectedDisks;
@@ -36,9 +37,10 @@ use redoubt_control::runtime::create_private_directory;
 use redoubt_control::socket::Server;
 use redoubt_control::status::Role;
 use redoubt_control::{AgentOptions, options};
+use redoubt_log::MachineId;
 use redoubt_protocol::message::RunId;
 use redoubt_protocol::{AgentSelf, AgentSession, WINDOW_FRAMES, WindowLimits};
-use redoubt_tracker::probe::{Probe, ProbeOptions};
+use redoubt_tracker::probe::{Attached, Probe, ProbeOptions};
 use redoubt_transport::{AgentIdentity, Token, TransportError, enrol};
 use session::{Driver, Inputs};
 use snapshot::{SharedLink, SharedSnapshot};
@@ -47,6 +49,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::runtime::{self, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
 /// Commands to the owner that may wait: an operator's few.
@@ -65,7 +68,7 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     create_private_directory(options.runtime.path())?;
     let _lock = StateLock::take(&options.state)?;
     let disks = ProtectedDisks::open(&options.state, &options.disks)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| AgentError::Start { what: "the network's runtime", source })?;
@@ -77,34 +80,35 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     let source = Probe::attach(&pin_directory(&options.state), ProbeOptions { ring_bytes })?;
     privileges::lock_memory();
     privileges::drop_to_needed()?;
+    protect(&options, identity, disks, source, runtime, stop)
+}
+
+/// Ships what the tracker sees, with the owner and the sealer in threads of their own, until told
+/// to stop; the three end in the order in which they feed each other.
+fn protect(
+    options: &AgentOptions,
+    identity: AgentIdentity,
+    disks: ProtectedDisks,
+    source: Attached,
+    runtime: Runtime,
+    stop: oneshot::Receiver<()>,
+) -> Result<(), AgentError> {
+    let machine = identity.machine;
     let name: Name = identity.name.as_str().parse().expect("both are names of the same grammar");
-    tracing::info!(%name, machine = %identity.machine, "protecting");
+    tracing::info!(%name, %machine, "protecting");
     let shared = shared();
+    let names = disks.names().into_iter().map(|(index, name, _)| (index, name)).collect();
+    let known_past = Arc::new(Mutex::new(disks.past()));
+    let session = new_session(machine, &disks, window_limits(options));
     let sealer = sealer::start(identity.frame_key.clone())
         .map_err(|source| AgentError::Start { what: "the sealer", source })?;
     let (commands, obeyed) = channel::bounded(COMMANDS_WAITING);
-    let past = disks.past();
-    let me = AgentSelf {
-        machine: identity.machine,
-        run: RunId(uuid::Uuid::new_v4().into_bytes()),
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        host_name: host_name(),
-        disks: disks.descriptions(),
-    };
-    let names = disks.names().into_iter().map(|(index, name, _)| (index, name)).collect();
-    let parts = Parts {
-        source,
-        machine: identity.machine,
-        disks,
-        commands: obeyed,
-        frames: sealer.input,
-        shared: shared.clone(),
-    };
+    let frames = sealer.input;
+    let parts = Parts { source, machine, disks, commands: obeyed, frames, shared: shared.clone() };
     let (owner, owner_failed) = start_owner(parts)?;
     let (asks, asked) = mpsc::channel(ASKS_WAITING);
-    let known_past = Arc::new(Mutex::new(past));
     let control = Control {
-        machine: identity.machine,
+        machine,
         name,
         disks: names,
         shared: shared.clone(),
@@ -115,9 +119,6 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     };
     let server = Server::start(&options.runtime, Role::Agent, Arc::new(control))?;
     notify_ready();
-    let limits = window_limits(&options);
-    let seed = u64::from_le_bytes(me.run.0[..8].try_into().expect("eight of sixteen"));
-    let session = AgentSession::new(me, past, limits, seed, Instant::now());
     let driver = Driver::new(session, identity, commands.clone(), shared, known_past);
     let inputs = Inputs { sealed: sealer.output, asks: asked, stop, owner_failed };
     let result = runtime.block_on(driver.run(inputs));
@@ -129,6 +130,24 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     drop(runtime);
     sealer.thread.join().map_err(|_| AgentError::Failed { what: "sealer" })?;
     owned.and(result)
+}
+
+/// The session of this run; that it is another one than the last, its random number says.
+fn new_session(
+    machine: MachineId,
+    disks: &ProtectedDisks,
+    limits: WindowLimits,
+) -> AgentSession<Bytes> {
+    let run = RunId(uuid::Uuid::new_v4().into_bytes());
+    let me = AgentSelf {
+        machine,
+        run,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        host_name: host_name(),
+        disks: disks.descriptions(),
+    };
+    let seed = u64::from_le_bytes(run.0[..8].try_into().expect("eight of sixteen"));
+    AgentSession::new(me, disks.past(), limits, seed, Instant::now())
 }
 
 /// Removes what an agent with this state directory left in the kernel, if none runs there now.
