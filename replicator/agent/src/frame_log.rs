@@ -139,24 +139,25 @@ impl FrameLog {
         self.push(Record::DiskAdded { disk, name, size, logical_block_size: block_bytes }, &[]);
     }
 
-    /// A recovery point behind everything that was checked; returns its place.
+    /// A recovery point behind everything that was checked, which holds all that had completed by
+    /// `at`; returns its place.
     pub fn marker(
         &mut self,
         point: PointId,
         kind: PointKind,
         label: String,
         disks: DiskSet,
+        at: WallTime,
     ) -> Sequence {
         assert!(self.batch.is_empty(), "a marker stands behind a checkpoint");
-        let at = self.now.0;
         self.push(Record::Marker { point, kind, at, label, disks }, &[]);
         self.checkpoint();
         self.previous
     }
 
-    /// Nothing is left to tell at this time.
-    pub fn until(&mut self) {
-        self.push(Record::Until { at: self.now.0 }, &[]);
+    /// All that had completed by `at` has been told.
+    pub fn until(&mut self, at: WallTime) {
+        self.push(Record::Until { at }, &[]);
         self.checkpoint();
     }
 

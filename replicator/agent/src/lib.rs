@@ -5,6 +5,7 @@
 mod check;
 mod control;
 mod copy_out;
+mod coverage;
 mod disks;
 mod error;
 mod frame_log;

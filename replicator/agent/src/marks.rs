@@ -2,9 +2,9 @@
 //! disk is settled.
 
 use crate::frame_log::FrameLog;
-use redoubt_log::{DiskSet, PointId, PointKind, Sequence};
+use redoubt_log::{DiskSet, PointId, PointKind, Sequence, WallTime};
 use redoubt_protocol::message::MarkedPoint;
-use redoubt_tracker::RingPosition;
+use redoubt_tracker::{LogSink, RingPosition};
 use std::time::{Duration, Instant};
 
 /// Bytes of a label that a marker holds.
@@ -29,6 +29,16 @@ struct Waiting {
     request: MarkRequest,
     /// Every write completed before the request stands before this place of the ring.
     behind: RingPosition,
+}
+
+/// Where the log stands.
+pub(crate) struct Here {
+    pub drained: RingPosition,
+    /// Every write completed before this time is in the log.
+    pub at: WallTime,
+    /// The disks for which a point here is good, of all.
+    pub settled: DiskSet,
+    pub all: DiskSet,
 }
 
 /// The points to come.
@@ -73,22 +83,15 @@ impl Marks {
         self.waiting.drain(..).for_each(|waiting| (waiting.request.reply)(Err(why.to_owned())));
     }
 
-    /// The log has lost nothing up to `drained`, and is good for the disks in `settled` there:
-    /// takes what is due.
-    pub fn take(
-        &mut self,
-        log: &mut FrameLog,
-        drained: RingPosition,
-        settled: DiskSet,
-        all: DiskSet,
-        now: Instant,
-    ) {
-        if settled == all && !all.is_empty() {
-            let due = self.waiting.extract_if(.., |waiting| waiting.behind <= drained);
+    /// The log has lost nothing up to here: takes what is due.
+    pub fn take(&mut self, log: &mut FrameLog, here: &Here, now: Instant) {
+        if here.settled == here.all && !here.all.is_empty() {
+            let due = self.waiting.extract_if(.., |waiting| waiting.behind <= here.drained);
             let mut marked = None;
             for Waiting { request, .. } in due {
                 let point = PointId::random();
-                let sequence = log.marker(point, request.kind, clean(&request.label), settled);
+                let label = clean(&request.label);
+                let sequence = log.marker(point, request.kind, label, here.settled, here.at);
                 (request.reply)(Ok(MarkedPoint { point, sequence }));
                 marked = Some(sequence);
             }
@@ -97,15 +100,15 @@ impl Marks {
             }
         }
         let due = self.interval.is_some_and(|interval| now - self.last >= interval);
-        if due && !settled.is_empty() {
+        if due && !here.settled.is_empty() {
             self.last = now;
-            if self.last_position == Some(redoubt_tracker::LogSink::position(log)) {
-                log.until();
+            if self.last_position == Some(log.position()) {
+                log.until(here.at);
             } else {
                 let kind = PointKind::CrashConsistent;
-                log.marker(PointId::random(), kind, String::new(), settled);
+                log.marker(PointId::random(), kind, String::new(), here.settled, here.at);
             }
-            self.last_position = Some(redoubt_tracker::LogSink::position(log));
+            self.last_position = Some(log.position());
         }
     }
 }

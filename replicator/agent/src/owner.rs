@@ -2,10 +2,11 @@
 //! points, drops epochs. One loop, one owner: nobody else touches the tracker, and the loop never
 //! waits for the network.
 
+use crate::coverage::Coverage;
 use crate::disks::ProtectedDisks;
 use crate::error::AgentError;
 use crate::frame_log::{FrameLog, Ready, Terms};
-use crate::marks::{MarkRequest, Marks};
+use crate::marks::{Here, MarkRequest, Marks};
 use crate::pace::Pace;
 use crate::reader::{READ_BYTES, Reader};
 use crate::snapshot::{SharedLink, SharedSnapshot, Snapshot, Unsealed};
@@ -79,6 +80,7 @@ pub(crate) struct Owner {
     log: Option<FrameLog>,
     resync: bool,
     marks: Marks,
+    coverage: Coverage,
     unacknowledged: Unsealed,
     seen_acknowledged: Sequence,
     paused_by_operator: bool,
@@ -115,6 +117,7 @@ impl Owner {
             log: None,
             resync: false,
             marks: Marks::new(now),
+            coverage: Coverage::default(),
             unacknowledged: Unsealed::default(),
             seen_acknowledged: Sequence(0),
             paused_by_operator: false,
@@ -201,6 +204,7 @@ impl Owner {
         log.set_time(now);
         self.seal_ready();
         self.acknowledge()?;
+        self.coverage.observe(self.source.produced(), now.0);
         let log = self.log.as_mut().expect("only called with a log");
         if log.backlog() >= BACKLOG_FRAMES {
             self.relieve()?;
@@ -212,6 +216,7 @@ impl Owner {
         }
         let log = self.log.as_mut().expect("only called with a log");
         let more = self.tracking.pump(&mut self.source, log)?;
+        self.coverage.drained(self.tracking.drained());
         self.read()?;
         self.take_points(now.1)?;
         self.seal_ready();
@@ -270,8 +275,11 @@ impl Owner {
         let settled = self.tracking.settled();
         let all = self.all_disks();
         let log = self.log.as_mut().expect("only called with a log");
-        if log.is_checked() {
-            self.marks.take(log, self.tracking.drained(), settled, all, now);
+        if log.is_checked()
+            && let Some(at) = self.coverage.time()
+        {
+            let here = Here { drained: self.tracking.drained(), at, settled, all };
+            self.marks.take(log, &here, now);
         }
         if now - self.rotated >= ROTATE_EVERY {
             self.rotated = now;
