@@ -1,6 +1,6 @@
 //! The Unified Agent: tracks, reads, seals and ships a machine's changes to the master target.
-//! Three threads: the owner of the tracker, the sealer, the session. It must never stall the
-//! machine that it protects.
+//! Three threads carry the data: the owner of the tracker, the sealer, the session. It must never
+//! stall the machine that it protects.
 
 mod check;
 mod control;

@@ -1,6 +1,6 @@
 //! The streams of bulk data: sealed frames towards the target, a point's content towards the agent.
 //! Bytes go out of the sender's buffer as they are, and come in where the receiver wants them: no
-//! copy besides.
+//! copy of ours besides; QUIC has its own.
 //!
 //! ```text
 //! frames: | 'F' | frame | frame | ...                       lengths stand in the frames' headers
@@ -90,7 +90,7 @@ impl FrameReceiver {
     }
 
     /// Puts the whole frame, header included, into `buffer`, which has `header.frame_length()`
-    /// bytes. This is the only copy of a frame on its way in. Neither checksum nor MAC is looked
+    /// bytes. This is our only copy of a frame on its way in. Neither checksum nor MAC is looked
     /// at. Must be awaited to its end.
     pub async fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
         let (header, rest) = buffer.split_at_mut(FRAME_HEADER_SIZE);
