@@ -1,6 +1,7 @@
-//! Who may depend on whom, and which package of others has its place where, as cargo says.
-//! It must never judge by file names: the manifests are what counts.
+//! Who may depend on whom, which package of others has its place where, and whether it is used at
+//! all, as cargo says. It must never judge by file names: the manifests are what counts.
 
+use super::{files, read, scan};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::Path;
@@ -38,13 +39,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("redoubt-cli", &["redoubt-agent", "redoubt-control", "redoubt-log", "redoubt-master-target"]),
     ("redoubt-e2e", &[]),
-    ("redoubt-benches", &["redoubt-engine", "redoubt-log", "redoubt-transport"]),
+    ("redoubt-benches", &["redoubt-log"]),
 ];
 
 /// Packages of others that have one place, and the crates that are it.
 const PLACES: &[(&str, &[&str])] = &[
     ("bincode", &["redoubt-log"]),
-    ("lz4_flex", &["redoubt-log"]),
+    // The benches measure it beside ours.
+    ("lz4_flex", &["redoubt-log", "redoubt-benches"]),
     ("quinn", &["redoubt-transport"]),
     ("rustls", &["redoubt-transport"]),
     ("rcgen", &["redoubt-transport"]),
@@ -59,6 +61,9 @@ const PLACES: &[(&str, &[&str])] = &[
 /// Where errors may be untyped outside tests.
 const ANYHOW: &[&str] = &["redoubt-cli", "redoubt-e2e", "redoubt-benches"];
 
+/// Used by code that the build generates: the source does not name it.
+const GENERATED: &[(&str, &str)] = &[("redoubt-ebpf", "libbpf-rs")];
+
 /// What each rule finds wrong in the workspace's manifests.
 pub fn problems(repository: &Path) -> Result<Vec<String>> {
     let mut problems = Vec::new();
@@ -70,10 +75,12 @@ pub fn problems(repository: &Path) -> Result<Vec<String>> {
             problems.push(format!("{name} has no row in the arrows of fast_house/manifests.rs"));
             continue;
         };
+        let manifest = package["manifest_path"].as_str().context("a package has no manifest")?;
+        let code = code_beside(Path::new(manifest))?;
         for dependency in package["dependencies"].as_array().context("no dependencies")? {
             check_dependency(name, allowed, dependency, &mut problems)?;
+            check_used(name, &code, dependency, &mut problems)?;
         }
-        let manifest = package["manifest_path"].as_str().context("a package has no manifest")?;
         check_versions(name, Path::new(manifest), &mut problems)?;
     }
     for (name, _) in ARROWS {
@@ -102,6 +109,30 @@ fn check_dependency(
     }
     if on == "anyhow" && dependency["kind"] != "dev" && !ANYHOW.contains(&name) {
         problems.push(format!("{name} must have typed errors outside its tests, not anyhow"));
+    }
+    Ok(())
+}
+
+/// All the code of the crate with this manifest.
+fn code_beside(manifest: &Path) -> Result<String> {
+    let directory = manifest.parent().context("a manifest stands nowhere")?;
+    let mut code = String::new();
+    for file in files(&["rs"])?.iter().filter(|file| file.starts_with(directory)) {
+        code.push_str(&scan::code_only(&read(file)?.1));
+    }
+    Ok(code)
+}
+
+fn check_used(
+    name: &str,
+    code: &str,
+    dependency: &Value,
+    problems: &mut Vec<String>,
+) -> Result<()> {
+    let on = dependency["name"].as_str().context("a dependency has no name")?;
+    let path = format!("{}::", on.replace('-', "_"));
+    if on != name && !code.contains(&path) && !GENERATED.contains(&(name, on)) {
+        problems.push(format!("{name} depends on {on} and does not use it"));
     }
     Ok(())
 }
