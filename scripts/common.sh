@@ -41,7 +41,7 @@ need_packages() {
 # What the build needs beside Rust: clang for the BPF programs, libelf and zlib for libbpf.
 need_build_packages() {
     need_packages gcc libc6-dev make pkg-config clang llvm libelf-dev zlib1g-dev libsqlite3-dev
-    command -v cargo >/dev/null || fail "cargo is missing: install Rust 1.88 or newer"
+    command -v cargo >/dev/null || fail "cargo is missing: install Rust 1.91 or newer"
 }
 
 # What the tests and the demonstration run beside the product.
