@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 /// Ring of the trial: enough for the canary.
 const TRIAL_RING_BYTES: u32 = 1 << 20;
 
+const BIO_BASED: &str = "the ends of writes to dm and md devices cannot be followed exactly yet";
+const BIO_BASED_REMEDY: &str = "protect the disks that it lies on";
+
 /// Whether this machine, and the disks that were asked for, can be protected.
 pub fn check(options: &AgentOptions) -> Result<CheckReport, AgentError> {
     let pins = PathBuf::from(format!("/sys/fs/bpf/redoubt-check-{}", std::process::id()));
@@ -68,9 +71,9 @@ fn report(path: &Path) -> DeviceReport {
             size_bytes: device.length,
             logical_block_bytes: device.logical_block_bytes,
             used_by: device.uses.iter().map(use_of).collect(),
-            mode: Some(if device.request_based { TrackerMode::Data } else { TrackerMode::Bitmap }),
-            reason: None,
-            remedy: None,
+            mode: device.request_based.then_some(TrackerMode::Data),
+            reason: (!device.request_based).then(|| BIO_BASED.to_owned()),
+            remedy: (!device.request_based).then(|| BIO_BASED_REMEDY.to_owned()),
         },
         Err(error) => unfit(path, name_of(path), &error),
     }

@@ -25,8 +25,6 @@ use std::time::Instant;
 /// One protected disk of this run.
 struct Disk {
     device: BlockDevice,
-    /// Why its content is not all in the log: of the last gap.
-    why: GapReason,
     /// Whether it was whole in the log at any time since the log has told of it.
     was_whole: bool,
     read_error: Option<String>,
@@ -56,11 +54,13 @@ impl ProtectedDisks {
         let mut disks = Vec::new();
         for known in &mut state.disks {
             let device = BlockDevice::resolve(&known.device)?;
+            if !device.request_based {
+                return Err(AgentError::BioBased { device: known.device.clone() });
+            }
             let lock = DiskLock::take(&known.device, device.diskseq, device.start)?;
             (known.size, known.logical_block_bytes) = (device.length, device.logical_block_bytes);
             disks.push(Disk {
                 device,
-                why: GapReason::FirstSync,
                 was_whole: false,
                 read_error: None,
                 written: Rate::default(),
@@ -135,7 +135,6 @@ impl ProtectedDisks {
             let at_target = welcome.disks.iter().find(|theirs| theirs.index == index);
             let has_data = at_target.is_some_and(|theirs| theirs.has_data);
             let doubt = self.doubt(at, source, welcome, resync, has_data);
-            self.disks[at].why = doubt.unwrap_or(GapReason::AgentRestarted);
             self.disks[at].was_whole = doubt.is_none();
             match doubt {
                 None if running => {}
@@ -230,13 +229,6 @@ impl ProtectedDisks {
         }
     }
 
-    /// A gap: its reason is what the status shows.
-    pub fn gap(&mut self, index: DiskIndex, reason: GapReason) {
-        if let Some(at) = self.position(index) {
-            self.disks[at].why = reason;
-        }
-    }
-
     /// How every disk stands.
     pub fn tell(
         &mut self,
@@ -256,12 +248,13 @@ impl ProtectedDisks {
                 disk.read_error = None;
             }
             let logged = bytes(known.index).logged;
+            let why = progress.and_then(|progress| progress.gap).unwrap_or(GapReason::FirstSync);
             told.push(DiskSnapshot {
                 index: known.index,
                 name: known.name.clone(),
                 progress,
                 was_whole: disk.was_whole,
-                why: disk.read_error.clone().unwrap_or_else(|| disk.why.to_string()),
+                why: disk.read_error.clone().unwrap_or_else(|| why.to_string()),
                 written_per_second: disk
                     .written
                     .over(source.disk_counters(known.index).submitted_bytes, elapsed),

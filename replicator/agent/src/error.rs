@@ -67,6 +67,16 @@ pub enum AgentError {
         /// The device node.
         device: PathBuf,
     },
+    /// A device-mapper or md device, or another that takes bios.
+    #[error(
+        "{device}: the ends of writes to this kind of device (dm, md) cannot be followed exactly \
+         yet: protect the disks that it lies on",
+        device = device.display()
+    )]
+    BioBased {
+        /// The device node.
+        device: PathBuf,
+    },
     /// Two disks of one name.
     #[error("two disks are called {name}: give one another name with --disk DEV=NAME")]
     NameTaken {

@@ -60,6 +60,12 @@ impl Marks {
         self.interval = interval;
     }
 
+    /// Whether a point would be taken now, if the disks allow it.
+    pub fn is_due(&self, now: Instant) -> bool {
+        let interval = self.interval.is_some_and(|interval| now - self.last >= interval);
+        interval || !self.waiting.is_empty()
+    }
+
     /// Somebody asks for a point; every write completed by now stands before `behind`.
     pub fn ask(&mut self, request: MarkRequest, behind: RingPosition) {
         if self.waiting.len() >= WAITING_LIMIT {

@@ -14,8 +14,8 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
 use redoubt_log::{DiskIndex, DiskSet, GapReason, MachineId, Sequence, WallTime};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::Welcome;
-use redoubt_tracker::probe::Attached;
-use redoubt_tracker::{ChangeSource, Tracking};
+use redoubt_tracker::probe::{Attached, Capability};
+use redoubt_tracker::{CaptureMode, ChangeSource, Tracking};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -30,6 +30,10 @@ const IDLE_WAIT: Duration = Duration::from_millis(20);
 
 /// How long it sleeps while reads are under way: an acknowledged read is short.
 const READ_WAIT: Duration = Duration::from_millis(1);
+
+/// Bytes of the ring above which finished reads wait: finishing one drains the ring up to its end, and what is drained
+/// is kept in memory until it leaves.
+const FINISH_FILL_MOST: u64 = 8 << 20;
 
 /// Part of the ring that may fill while frames find no way out. Beyond it capture would only pay
 /// for what is lost anyway: it is switched off, and the bitmap alone goes on.
@@ -86,6 +90,7 @@ pub(crate) struct Owner {
     paused_by_operator: bool,
     overloaded: bool,
     rotated: Instant,
+    skipped_runs: u64,
     pace: Pace,
 }
 
@@ -102,12 +107,21 @@ pub(crate) struct Parts {
 impl Owner {
     /// An owner of tracked disks, of which nothing is logged yet.
     pub fn new(parts: Parts) -> Result<Self, AgentError> {
-        let Parts { source, machine, disks, commands, frames, shared } = parts;
+        let Parts { mut source, machine, disks, commands, frames, shared } = parts;
+        let mode = match source.capability() {
+            Capability::Data => CaptureMode::Data,
+            Capability::Bitmap(reason) => {
+                tracing::warn!(%reason, "data is not captured: every write is read back");
+                CaptureMode::Metadata
+            }
+        };
+        quieten(&mut source)?;
+        let skipped = skipped_runs(&source)?;
         let reader = Reader::new(disks.open_all()?)?;
         let now = Instant::now();
         Ok(Self {
             source,
-            tracking: Tracking::default(),
+            tracking: Tracking::new(mode),
             machine,
             disks,
             commands,
@@ -123,6 +137,7 @@ impl Owner {
             paused_by_operator: false,
             overloaded: false,
             rotated: now,
+            skipped_runs: skipped,
             pace: Pace::new(now),
         })
     }
@@ -211,7 +226,8 @@ impl Owner {
             self.marks.expire(now.1);
             return Ok(false);
         }
-        if self.overloaded && log.backlog() == 0 && !self.paused_by_operator {
+        let ring_is_empty = self.source.ring_fill() == 0;
+        if self.overloaded && ring_is_empty && log.backlog() == 0 && !self.paused_by_operator {
             self.resume_capture(GapReason::RingOverflow)?;
         }
         let log = self.log.as_mut().expect("only called with a log");
@@ -236,6 +252,9 @@ impl Owner {
     }
 
     fn read(&mut self) -> Result<(), AgentError> {
+        if self.source.ring_fill() > FINISH_FILL_MOST {
+            return Ok(());
+        }
         let log = self.log.as_mut().expect("only called with a log");
         let finished = self.reader.reap(0)?;
         for read in finished {
@@ -272,6 +291,9 @@ impl Owner {
 
     fn take_points(&mut self, now: Instant) -> Result<(), AgentError> {
         self.marks.expire(now);
+        if self.marks.is_due(now) || now - self.rotated >= ROTATE_EVERY {
+            self.look_for_skipped_runs()?;
+        }
         let settled = self.tracking.settled();
         let all = self.all_disks();
         let log = self.log.as_mut().expect("only called with a log");
@@ -284,6 +306,22 @@ impl Owner {
         if now - self.rotated >= ROTATE_EVERY {
             self.rotated = now;
             self.tracking.rotate(&mut self.source)?;
+        }
+        Ok(())
+    }
+
+    /// The kernel skips a program that runs already on the same processor: whatever it would have
+    /// seen is unknown, so everything is read again, and no point is taken before.
+    fn look_for_skipped_runs(&mut self) -> Result<(), AgentError> {
+        let skipped = skipped_runs(&self.source)?;
+        if skipped == self.skipped_runs {
+            return Ok(());
+        }
+        tracing::warn!(skipped, before = self.skipped_runs, "the kernel has skipped the tracker");
+        self.skipped_runs = skipped;
+        let log = self.log.as_mut().expect("only called with a log");
+        for index in self.tracking.indexes() {
+            self.tracking.demand_whole(&mut self.source, index, GapReason::MissedEvents, log)?;
         }
         Ok(())
     }
@@ -340,7 +378,6 @@ impl Owner {
         let log = self.log.as_mut().expect("only called with a log");
         for index in self.tracking.indexes() {
             self.tracking.resume(&mut self.source, index, reason, log)?;
-            self.disks.gap(index, reason);
         }
         Ok(())
     }
@@ -384,4 +421,23 @@ impl Owner {
         let nanoseconds = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
         (WallTime(nanoseconds), Instant::now())
     }
+}
+
+/// An earlier run may have left capture on: nobody drains it until a session stands, and what it
+/// has captured is in the bitmap, too.
+fn quieten(source: &mut Attached) -> Result<(), AgentError> {
+    for pinned in source.disks() {
+        source.set_mode(pinned.disk, CaptureMode::Bitmap)?;
+        source.forget_partial(pinned.disk);
+    }
+    source.drain(source.produced(), &mut |_| {});
+    for pinned in source.disks() {
+        source.forget_partial(pinned.disk);
+    }
+    Ok(())
+}
+
+/// Runs of any program that the kernel has skipped, ever.
+fn skipped_runs(source: &Attached) -> Result<u64, AgentError> {
+    Ok(source.program_counters()?.iter().map(|program| program.recursion_misses).sum())
 }

@@ -51,7 +51,8 @@ fn run(key: &FrameKey, raw: &Receiver<Ready>, sealed: &mpsc::Sender<Sealed>) {
     let mut buffers = SealBuffers::default();
     for ready in raw {
         let frame = ready.frame.seal(key, &mut buffers);
-        let place = FramePlace::from(frame.header());
+        // The window's budget is memory, of which a frame may hold more than it fills.
+        let place = FramePlace { bytes: frame.memory(), ..FramePlace::from(frame.header()) };
         let bytes = Bytes::from_owner(Shared(frame));
         if sealed.blocking_send(Sealed { place, bytes }).is_err() {
             return;

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 /// Events that may wait for a machine's task: more than the frames of a window, so that every
 /// stream is always read.
-const EVENTS_WAITING: usize = 128;
+const EVENTS_WAITING: usize = 48;
 
 /// The wall clock, as the log counts it.
 pub(super) fn now() -> WallTime {

@@ -8,7 +8,7 @@ use crate::geometry::Granule;
 use crate::matcher::{Matcher, Settle};
 use crate::rules::{Rule, holds};
 use crate::source::{Array, BioKey, ChangeSource};
-use redoubt_log::{ByteRange, DiskIndex};
+use redoubt_log::{ByteRange, DiskIndex, GapReason};
 
 /// The tracker's state of one disk.
 #[derive(Debug)]
@@ -21,10 +21,13 @@ pub(super) struct Disk {
     pub epoch: Epoch,
     pub seen_lost: u64,
     pub capturing: bool,
+    /// Whether events in the ring are of no use: a gap follows that covers them.
+    pub dropping: bool,
     pub cursor: Granule,
     missed: u64,
     answered: u64,
     consistent: bool,
+    gap: Option<GapReason>,
 }
 
 impl Disk {
@@ -44,10 +47,12 @@ impl Disk {
             epoch,
             seen_lost: source.lost(index),
             capturing: false,
+            dropping: true,
             cursor: Granule(0),
             missed: 0,
             answered: 0,
             consistent: false,
+            gap: None,
         }
     }
 
@@ -84,7 +89,12 @@ impl Disk {
     }
 
     /// Events were lost, or never captured: the bitmap says where. Reads under way are void.
-    pub fn gap<S: ChangeSource>(&mut self, source: &mut S) -> Result<(), S::Error> {
+    pub fn gap<S: ChangeSource>(
+        &mut self,
+        source: &mut S,
+        reason: GapReason,
+    ) -> Result<(), S::Error> {
+        self.gap = Some(reason);
         self.consistent = false;
         if holds(Rule::ForgetAtGap) {
             self.matcher.forget();
@@ -139,6 +149,7 @@ impl Disk {
             capturing: self.capturing,
             lost: self.seen_lost,
             missed: self.missed,
+            gap: self.gap,
         }
     }
 }

@@ -41,17 +41,25 @@ pub struct DiskProgress {
     pub lost: u64,
     /// Completions that must have been missed.
     pub missed: u64,
+    /// Why the log did not have all of it, the last time.
+    pub gap: Option<GapReason>,
 }
 
 /// The tracker of all disks of a machine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tracking {
+    mode: CaptureMode,
     disks: Vec<Disk>,
     drained: RingPosition,
     next_read: u64,
 }
 
 impl Tracking {
+    /// No disk yet. `mode` is what capture pays for while a disk is not paused.
+    pub fn new(mode: CaptureMode) -> Self {
+        Self { mode, disks: Vec::new(), drained: RingPosition::default(), next_read: 0 }
+    }
+
     /// Takes a disk of `size` bytes in, of which the log has nothing that can be built on: `D` is
     /// the whole disk.
     pub fn add_whole<S: ChangeSource>(
@@ -92,7 +100,7 @@ impl Tracking {
         index: DiskIndex,
     ) -> Result<(), S::Error> {
         let disk = self.disk_mut(index);
-        disk.capturing = false;
+        (disk.capturing, disk.dropping) = (false, true);
         source.set_mode(index, CaptureMode::Bitmap)
     }
 
@@ -106,16 +114,16 @@ impl Tracking {
         sink: &mut impl LogSink,
     ) -> Result<(), S::Error> {
         if holds(Rule::ResumeThenCut) {
-            source.set_mode(index, CaptureMode::Data)?;
+            source.set_mode(index, self.mode)?;
         }
         let lost = source.lost(index);
         self.drain_to(source, source.produced(), sink);
         let disk = self.disk_mut(index);
-        disk.capturing = true;
+        (disk.capturing, disk.dropping) = (true, false);
         disk.seen_lost = lost;
         self.gap(source, index, reason, sink)?;
         if !holds(Rule::ResumeThenCut) {
-            source.set_mode(index, CaptureMode::Data)?;
+            source.set_mode(index, self.mode)?;
         }
         Ok(())
     }
@@ -281,7 +289,9 @@ impl Tracking {
             }
             whole = false;
             if holds(Rule::DrainBeforeForget) {
+                self.disk_mut(index).dropping = true;
                 self.drain_to(source, source.produced(), sink);
+                self.disk_mut(index).dropping = false;
             }
             self.disk_mut(index).seen_lost = lost;
             self.gap(source, index, GapReason::RingOverflow, sink)?;
@@ -308,7 +318,7 @@ impl Tracking {
         sink: &mut impl LogSink,
     ) -> Result<(), S::Error> {
         sink.gap(index, reason);
-        self.disk_mut(index).gap(source)
+        self.disk_mut(index).gap(source, reason)
     }
 
     /// Drains until nothing before `until` is left; a piece that another processor is writing is
@@ -341,7 +351,8 @@ fn handle(disks: &mut [Disk], event: Event<'_>, sink: &mut impl LogSink) {
     let (Event::Submitted { disk: index, .. }
     | Event::Completed { disk: index, .. }
     | Event::Split { disk: index, .. }) = event;
-    let Some(disk) = disks.iter_mut().find(|disk| disk.index == index) else {
+    // What is dropped is marked, and goes into `D` with the gap that follows: it costs no memory.
+    let Some(disk) = disks.iter_mut().find(|disk| disk.index == index && !disk.dropping) else {
         return;
     };
     match event {

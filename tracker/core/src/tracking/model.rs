@@ -406,7 +406,7 @@ pub(super) fn run(seed: u64, steps: usize, marks_completions: bool) -> Result<()
         (0..rng.random_range(0..4)).for_each(|_| world.step());
     }
     let log = Log { image: vec![None; index(world.sectors)], ..Log::default() };
-    let (tracking, acked) = (Tracking::default(), 0);
+    let (tracking, acked) = (Tracking::new(CaptureMode::Data), 0);
     let mut run = Run { rng, world, tracking, log, acked, reads: Vec::new(), paused: false };
     run.start();
     let pace = run.rng.random_range(0.1..0.6);
@@ -505,7 +505,7 @@ impl Run {
             let (world, log) = (&mut self.world, &mut self.log);
             let Ok(()) = self.tracking.tail_lost(world, GapReason::TargetBehind, log);
         } else {
-            self.tracking = Tracking::default();
+            self.tracking = Tracking::new(CaptureMode::Data);
             self.paused = false;
             self.reads.clear();
             self.world.ring.clear();
