@@ -10,6 +10,7 @@ mod pins;
 mod slots;
 
 pub use counters::ProgramCounters;
+use counters::Running;
 pub use disks::{DiskCounters, DiskIdentity, PinnedDisk};
 
 use crate::canary;
@@ -239,7 +240,7 @@ pub struct Attached {
     adopted: bool,
     refused: Option<String>,
     capability: Capability,
-    links: Vec<(&'static str, Link)>,
+    programs: Vec<Running>,
     active: MapHandle,
     arrays: MapHandle,
     devices: MapHandle,
@@ -283,7 +284,7 @@ impl Attached {
 
     /// What the kernel counted for each program; its skipped runs are missed writes.
     pub fn program_counters(&self) -> Result<Vec<ProgramCounters>, ProbeError> {
-        counters::read(&self.links)
+        self.programs.iter().map(Running::counters).collect()
     }
 
     /// Ends the tracking.
@@ -321,18 +322,18 @@ impl Attached {
             return Err(ProbeError::Unfit { path: pins.map(""), reason });
         }
         let ring_bytes = settings.word(offset_of!(Settings, ring_bytes)).load(Ordering::Relaxed);
-        let mut links = Vec::new();
+        let mut programs = Vec::new();
         for program in COMPLETION_PROGRAMS.into_iter().chain(SUBMISSION_PROGRAMS) {
             let link = Link::open(pins.link(program))
                 .map_err(|source| ProbeError::Attach { program, source })?;
-            links.push((program, link));
+            programs.push(Running::of(program, &link)?);
         }
         Ok(Self {
             pins: pins.clone(),
             adopted: false,
             refused: None,
             capability: Capability::Bitmap("the proof at attach did not succeed".to_owned()),
-            links,
+            programs,
             active: open("active")?,
             arrays: open("arrays")?,
             devices: open("devices")?,

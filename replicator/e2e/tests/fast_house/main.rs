@@ -24,6 +24,7 @@ const UNSAFE_FILES: &[&str] = &[
     "replicator/engine/src/ring/queue.rs",
     "replicator/engine/src/ring/registration.rs",
     "tracker/core/src/canary.rs",
+    "tracker/core/src/probe/counters.rs",
     "tracker/core/src/probe/memory.rs",
     "tracker/core/src/ring.rs",
 ];
