@@ -1,10 +1,12 @@
-//! Up to which time the log holds every completed write: a point must not claim a later one. It reads no clock.
+//! Up to which time the log holds every completed write: a point must not claim a later one. It
+//! reads no clock.
 
 use redoubt_log::WallTime;
 use redoubt_tracker::RingPosition;
 use std::collections::VecDeque;
 
-/// Times that may wait for the ring to be drained up to them; beyond it the coverage is only known later.
+/// Times that may wait for the ring to be drained up to them; beyond it the coverage is only known
+/// later.
 const WAITING_LIMIT: usize = 256;
 
 /// Times, and the places of the ring behind which nothing older can come.
@@ -28,8 +30,8 @@ impl Coverage {
 
     /// The ring was drained into the log up to here.
     pub fn drained(&mut self, position: RingPosition) {
-        while let Some((_, time)) = self.waiting.pop_front_if(|(place, _)| *place <= position) {
-            self.covered = Some(time);
+        while self.waiting.front().is_some_and(|(place, _)| *place <= position) {
+            self.covered = self.waiting.pop_front().map(|(_, time)| time);
         }
     }
 

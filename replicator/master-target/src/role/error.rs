@@ -54,6 +54,12 @@ pub enum TargetError {
     /// Identity and network.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// A thread panicked.
+    #[error("{what} thread has failed: see the log above")]
+    Failed {
+        /// Which.
+        what: &'static str,
+    },
     /// Something that the process needs could not be had.
     #[error("cannot start {what}: {source}")]
     Start {

@@ -78,8 +78,9 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
         notify_ready();
         let terms = Terms { point_interval: options.point_interval };
         Arrivals { listener, registry: registry.clone(), site, terms }.serve(stop).await;
-        registry.stop();
-        Ok(())
+        // The threads end while the machines' tasks still take what they have to tell.
+        let stopped = tokio::task::spawn_blocking(move || registry.stop()).await;
+        stopped.map_err(|_| TargetError::Failed { what: "a machine's" })
     });
     // What reads a disk for a copy must not keep the process: it ends with it.
     runtime.shutdown_background();
