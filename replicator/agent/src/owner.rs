@@ -31,7 +31,8 @@ const IDLE_WAIT: Duration = Duration::from_millis(20);
 /// How long it sleeps while reads are under way: an acknowledged read is short.
 const READ_WAIT: Duration = Duration::from_millis(1);
 
-/// Bytes of the ring above which finished reads wait: finishing one drains the ring up to its end, and what is drained
+/// Bytes of the ring above which finished reads wait: finishing one drains the ring up to its end,
+/// and what is drained
 /// is kept in memory until it leaves.
 const FINISH_FILL_MOST: u64 = 8 << 20;
 
