@@ -2,6 +2,7 @@
 //! replayed. Needs root.
 
 mod bench;
+mod completion;
 mod recorded;
 
 use bench::*;
