@@ -86,9 +86,6 @@ impl Matcher {
 
     /// The front of a write got a name of its own.
     pub fn split(&mut self, front: BioKey, parent: BioKey) {
-        if !holds(Rule::PartsBeforeWhole) {
-            return;
-        }
         let owner = self.fronts.get(&parent).copied().unwrap_or(parent);
         if let Some(write) = self.writes.get_mut(&owner) {
             write.fronts.push(front);
@@ -105,7 +102,7 @@ impl Matcher {
         };
         write.ended.insert(range);
         write.failed |= failed;
-        if holds(Rule::PartsBeforeWhole) && write.ended.total_bytes() < write.range.length {
+        if write.ended.total_bytes() < write.range.length {
             return Settle::default();
         }
         let write = self.remove(owner).expect("it was there a moment ago");

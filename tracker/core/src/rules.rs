@@ -42,8 +42,6 @@ pub(crate) enum Rule {
     UncapturedSettles,
     /// A write without captured data in flight does not satisfy a demand for its range.
     UncapturedKeepsDemand,
-    /// A write is in flight until every part of it has ended, split or not.
-    PartsBeforeWhole,
     /// An overlap whose newest submission has completed holds back points until it is settled.
     OverlapHoldsPoints,
 }

@@ -64,6 +64,29 @@ enum Record {
     Split { front: BioKey, parent: BioKey, range: ByteRange },
 }
 
+/// How often the rare things happen: every run has its own mix, so that each of them is common in
+/// some.
+struct Mix {
+    uncaptured: f64,
+    split: f64,
+    fails: f64,
+    rotates: f64,
+    loses_tail: f64,
+}
+
+impl Mix {
+    fn of(rng: &mut StdRng) -> Self {
+        let mut pick = |mix: [f64; 3]| *mix.choose(rng).expect("three of them");
+        Self {
+            uncaptured: pick([0.0, 0.1, 0.5]),
+            split: pick([0.0, 0.15, 0.5]),
+            fails: pick([0.0, 0.05, 0.3]),
+            rotates: pick([0.01, 0.05, 0.1]),
+            loses_tail: pick([0.005, 0.02, 0.05]),
+        }
+    }
+}
+
 /// What really happens. The tracker sees only ring, marks, loss counter, and what its reads return.
 pub(super) struct World {
     rng: StdRng,
@@ -85,6 +108,7 @@ pub(super) struct World {
     /// Steps of the world inside a call of the tracker: everything may happen at every boundary.
     restless: bool,
     marks_completions: bool,
+    mix: Mix,
 }
 
 impl World {
@@ -107,6 +131,7 @@ impl World {
             drained_at: 0,
             restless: true,
             marks_completions,
+            mix: Mix::of(&mut rng),
             rng,
         }
     }
@@ -136,7 +161,7 @@ impl World {
         let count = self.rng.random_range(1..=(self.sectors - first).min(10));
         let range = ByteRange::new(first * SECTOR, count * SECTOR);
         let key = self.free_key();
-        let captured = self.mode == CaptureMode::Data && self.rng.random_bool(0.9);
+        let captured = self.mode == CaptureMode::Data && !self.rng.random_bool(self.mix.uncaptured);
         let value = self.writes.len() as u64 + 1;
         let part = Part { key, range, landed: None, failed: false, ended: false };
         let parts = vec![part];
@@ -147,7 +172,7 @@ impl World {
         if self.watched.contains(&Side::Submission) {
             self.mark_granules(range);
             self.emit(Record::Submitted { key, range, data });
-            if count > 1 && self.rng.random_bool(0.15) {
+            if count > 1 && self.rng.random_bool(self.mix.split) {
                 self.split();
             }
         }
@@ -184,7 +209,7 @@ impl World {
         let open: Vec<usize> =
             (0..self.writes[at].parts.len()).filter(|&p| !self.writes[at].parts[p].ended).collect();
         let chosen = *open.choose(&mut self.rng).unwrap();
-        let fails = self.rng.random_bool(0.05);
+        let fails = self.rng.random_bool(self.mix.fails);
         let (time, value) = (self.time, self.writes[at].value);
         let part = &mut self.writes[at].parts[chosen];
         if part.landed.is_none() && !part.failed {
@@ -401,21 +426,20 @@ pub(super) fn run(seed: u64, steps: usize, marks_completions: bool) -> Result<()
     let mut rng = StdRng::seed_from_u64(seed);
     let mut world = World::new(StdRng::seed_from_u64(rng.random()), marks_completions);
     (0..rng.random_range(0..10)).for_each(|_| world.step());
-    for side in attach_order() {
-        world.watched.push(side);
-        (0..rng.random_range(0..4)).for_each(|_| world.step());
-    }
+    let [first, second] = attach_order();
+    world.watched.push(first);
+    (0..rng.random_range(0..4)).for_each(|_| world.step());
     let log = Log { image: vec![None; index(world.sectors)], ..Log::default() };
     let (tracking, acked) = (Tracking::new(CaptureMode::Data), 0);
-    let mut run = Run { rng, world, tracking, log, acked, reads: Vec::new(), paused: false };
+    let pace = rng.random_range(0.1..0.6);
+    let (reads, paused) = (Vec::new(), false);
+    let mut run = Run { rng, world, tracking, log, acked, reads, paused, pace };
     run.start();
-    let pace = run.rng.random_range(0.1..0.6);
+    // Harsher than the product, which is attached as a whole before it begins.
+    (0..run.rng.random_range(0..20)).for_each(|_| run.anything());
+    run.world.watched.push(second);
     for _ in 0..steps {
-        if run.rng.random_bool(pace) {
-            run.world.step();
-        } else {
-            run.step();
-        }
+        run.anything();
         run.judge()?;
     }
     run.rest()
@@ -429,6 +453,8 @@ struct Run {
     acked: usize,
     reads: Vec<(super::ReadOrder, RefCell<Vec<u8>>)>,
     paused: bool,
+    /// How often it is the machine's turn.
+    pace: f64,
 }
 
 impl Run {
@@ -436,6 +462,19 @@ impl Run {
         let size = self.world.size();
         let (world, log) = (&mut self.world, &mut self.log);
         let Ok(()) = self.tracking.add_whole(world, DISK, size, GapReason::FirstSync, log);
+    }
+
+    /// Something happens to the machine, or the agent does something.
+    fn anything(&mut self) {
+        if self.rng.random_bool(self.pace) {
+            self.world.step();
+        } else if self.rng.random_bool(self.world.mix.loses_tail) {
+            self.lose_tail();
+        } else if self.rng.random_bool(self.world.mix.rotates) {
+            let Ok(()) = self.tracking.rotate(&mut self.world);
+        } else {
+            self.step();
+        }
     }
 
     fn step(&mut self) {
@@ -457,10 +496,6 @@ impl Run {
         } else if chance < 0.96 {
             self.acked = self.rng.random_range(self.acked..=self.log.records.len());
             self.tracking.acknowledged(&mut self.world, Sequence(self.acked as u64));
-        } else if chance < 0.97 {
-            let Ok(()) = self.tracking.rotate(&mut self.world);
-        } else if chance < 0.975 {
-            self.lose_tail();
         } else if self.paused {
             self.paused = false;
             let (world, log) = (&mut self.world, &mut self.log);

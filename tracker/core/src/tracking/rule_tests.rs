@@ -54,7 +54,6 @@ each_rule_is_needed! {
     newer_demand_stays: NewerDemandStays,
     uncaptured_settles: UncapturedSettles,
     uncaptured_keeps_demand: UncapturedKeepsDemand,
-    parts_before_whole: PartsBeforeWhole,
     overlap_holds_points: OverlapHoldsPoints,
 }
 
