@@ -15,7 +15,7 @@ use redoubt_control::status::{
 };
 use redoubt_control::units::UtcTime;
 use redoubt_control::{ExitStatus, Response};
-use redoubt_log::{DiskIndex, MachineId, PointId, Sequence};
+use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, PointId, Sequence};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::{MarkedPoint, PointSummary};
 use std::path::Path;
@@ -143,13 +143,23 @@ impl Control {
             Ok(Err(why)) => return Response::failed(why),
             Err(_) => return late("taken"),
         };
+        let log = self.log_now();
         if !reached(&self.shared.acknowledged, marked.sequence, deadline) {
             return late("durable at the target");
+        }
+        if self.log_now() != log {
+            return Response::failed("the log began anew before the point was durable: ask again");
         }
         if applied && !reached(&self.shared.applied, marked.sequence, deadline) {
             return late("applied to the replica disks");
         }
         Response::Marked { point: marked.point.into() }
+    }
+
+    /// Which log, and which run of it, numbers belong to.
+    fn log_now(&self) -> (Option<Generation>, Option<Incarnation>) {
+        let past = self.past.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        (past.generation, past.incarnation)
     }
 
     fn points(&self) -> Result<Vec<PointStatus>, String> {

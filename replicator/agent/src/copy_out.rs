@@ -40,6 +40,9 @@ pub(crate) fn run(
 }
 
 fn create(order: &CopyOut<'_>) -> Result<File, String> {
+    if order.to.exists() && !order.to.is_file() {
+        return Err(format!("{}: not a regular file: give the path of a file", order.to.display()));
+    }
     let mut options = OpenOptions::new();
     options.write(true).mode(0o600);
     match order.force {

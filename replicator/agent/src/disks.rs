@@ -16,7 +16,7 @@ use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::{DiskDescription, Welcome};
 use redoubt_tracker::device::BlockDevice;
 use redoubt_tracker::probe::Attached;
-use redoubt_tracker::{DiskProgress, Tracking};
+use redoubt_tracker::{DiskProgress, ReadOrder, Tracking};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,8 @@ pub(crate) struct ProtectedDisks {
     state: State,
     disks: Vec<Disk>,
     turn: usize,
+    /// Skipped runs that nobody has answered yet.
+    missed_events: Option<u64>,
 }
 
 impl ProtectedDisks {
@@ -69,7 +71,7 @@ impl ProtectedDisks {
             });
         }
         state.save(directory)?;
-        Ok(Self { directory: directory.to_owned(), state, disks, turn: 0 })
+        Ok(Self { directory: directory.to_owned(), state, disks, turn: 0, missed_events: None })
     }
 
     /// What the session has to know of earlier runs.
@@ -100,6 +102,23 @@ impl ProtectedDisks {
             open_disk(&disk.device.path).map(|file| (known.index, file))
         };
         self.state.disks.iter().zip(&self.disks).map(open).collect()
+    }
+
+    /// Programs that were adopted may have been skipped while nobody looked: then the marks do not
+    /// say everything, and no disk's tracking is taken up.
+    pub fn look_for_skipped(&mut self, adopted: bool, skipped: u64) -> Result<(), AgentError> {
+        let news = adopted && skipped != self.state.skipped_runs;
+        self.missed_events = news.then_some(skipped);
+        if adopted {
+            return Ok(());
+        }
+        self.remember_skipped(skipped)
+    }
+
+    /// Skipped runs were answered.
+    pub fn remember_skipped(&mut self, skipped: u64) -> Result<(), AgentError> {
+        self.state.skipped_runs = skipped;
+        self.state.save(&self.directory)
     }
 
     /// The session's terms, durably.
@@ -158,7 +177,10 @@ impl ProtectedDisks {
         if running && !resync {
             tracking.tail_lost(source, GapReason::TargetBehind, log)?;
         }
-        Ok(())
+        match self.missed_events.take() {
+            Some(skipped) => self.remember_skipped(skipped),
+            None => Ok(()),
+        }
     }
 
     /// Why the marks of a disk do not say all that changed since the target's position, if they do
@@ -177,6 +199,7 @@ impl ProtectedDisks {
         match (known.tracked, pinned) {
             _ if resync => Some(GapReason::TargetBehind),
             (None, _) => Some(GapReason::FirstSync),
+            _ if self.missed_events.is_some() => Some(GapReason::MissedEvents),
             (Some(generation), _) if generation != welcome.generation => {
                 Some(GapReason::TargetBehind)
             }
@@ -222,10 +245,15 @@ impl ProtectedDisks {
         indexes[self.turn]
     }
 
-    /// A read for `D` has failed.
-    pub fn read_failed(&mut self, index: DiskIndex, error: &io::Error) {
-        if let Some(at) = self.position(index) {
-            self.disks[at].read_error = Some(format!("read-error: {error}"));
+    /// A read for `D` has failed: it is said once, until the error changes.
+    pub fn read_failed(&mut self, order: ReadOrder, error: &io::Error) {
+        if let Some(at) = self.position(order.disk) {
+            let text = format!("read-error: {error} at {}", order.range);
+            if self.disks[at].read_error.as_ref() != Some(&text) {
+                tracing::error!(disk = %order.disk, range = %order.range, %error,
+                    "a read has failed and is tried again");
+            }
+            self.disks[at].read_error = Some(text);
         }
     }
 

@@ -82,9 +82,9 @@ pub(crate) struct FrameLog {
 }
 
 impl FrameLog {
-    /// A log whose first frame follows `resume` at the target.
-    pub fn new(terms: Terms, resume: Sequence, now: (WallTime, Instant)) -> Self {
-        let first = Sequence((terms.incarnation.0 << SEQUENCE_BITS) + 1);
+    /// A log whose first frame follows `resume` at the target, with numbers above those `used`.
+    pub fn new(terms: Terms, resume: Sequence, used: Sequence, now: (WallTime, Instant)) -> Self {
+        let first = Sequence((terms.incarnation.0 << SEQUENCE_BITS) + 1).max(used.next());
         Self {
             terms,
             pool: FramePool::new(SPARE_BUFFERS),
@@ -360,7 +360,7 @@ mod tests {
             incarnation: Incarnation(3),
             role_epoch: RoleEpoch(0),
         };
-        FrameLog::new(terms, Sequence(7), (WallTime(5), Instant::now()))
+        FrameLog::new(terms, Sequence(7), Sequence(0), (WallTime(5), Instant::now()))
     }
 
     fn records(log: &mut FrameLog) -> Vec<(Sequence, Record)> {

@@ -15,7 +15,7 @@ use redoubt_log::{DiskIndex, DiskSet, GapReason, MachineId, Sequence, WallTime};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::Welcome;
 use redoubt_tracker::probe::{Attached, Capability};
-use redoubt_tracker::{CaptureMode, ChangeSource, Tracking};
+use redoubt_tracker::{CaptureMode, ChangeSource, LogSink, Tracking};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -30,6 +30,9 @@ const IDLE_WAIT: Duration = Duration::from_millis(20);
 
 /// How long it sleeps while reads are under way: an acknowledged read is short.
 const READ_WAIT: Duration = Duration::from_millis(1);
+
+/// How long after a read has failed the next one is tried.
+const READ_RETRY: Duration = Duration::from_secs(1);
 
 /// Bytes of the ring above which finished reads wait: finishing one drains the ring up to its end,
 /// and what is drained
@@ -91,6 +94,12 @@ pub(crate) struct Owner {
     paused_by_operator: bool,
     overloaded: bool,
     rotated: Instant,
+    /// No read is issued before this.
+    read_again: Instant,
+    /// Since when not all of every disk is in the log.
+    behind_since: Option<Instant>,
+    /// The last number of a log that began anew: none is used twice.
+    sequences_used: Sequence,
     skipped_runs: u64,
     pace: Pace,
 }
@@ -108,7 +117,7 @@ pub(crate) struct Parts {
 impl Owner {
     /// An owner of tracked disks, of which nothing is logged yet.
     pub fn new(parts: Parts) -> Result<Self, AgentError> {
-        let Parts { mut source, machine, disks, commands, frames, shared } = parts;
+        let Parts { mut source, machine, mut disks, commands, frames, shared } = parts;
         let mode = match source.capability() {
             Capability::Data => CaptureMode::Data,
             Capability::Bitmap(reason) => {
@@ -118,6 +127,7 @@ impl Owner {
         };
         quieten(&mut source)?;
         let skipped = skipped_runs(&source)?;
+        disks.look_for_skipped(source.adopted(), skipped)?;
         let reader = Reader::new(disks.open_all()?)?;
         let now = Instant::now();
         Ok(Self {
@@ -138,6 +148,9 @@ impl Owner {
             paused_by_operator: false,
             overloaded: false,
             rotated: now,
+            read_again: now,
+            behind_since: Some(now),
+            sequences_used: Sequence(0),
             skipped_runs: skipped,
             pace: Pace::new(now),
         })
@@ -165,7 +178,9 @@ impl Owner {
         match command {
             Command::Started { welcome, past, resumed } => self.started(&welcome, past, resumed),
             Command::Resync => {
-                self.log = None;
+                if let Some(log) = self.log.take() {
+                    self.sequences_used = log.position();
+                }
                 self.resync = true;
                 self.marks.fail_all("the log begins anew: try again once the disks stream");
                 self.pause_capture()
@@ -195,7 +210,7 @@ impl Owner {
             return Ok(());
         }
         let terms = Terms::of(self.machine, welcome);
-        let mut log = FrameLog::new(terms, welcome.resume, self.time());
+        let mut log = FrameLog::new(terms, welcome.resume, self.sequences_used, self.time());
         self.unacknowledged = Unsealed::default();
         self.seen_acknowledged = welcome.resume;
         self.disks.begin(
@@ -207,10 +222,8 @@ impl Owner {
         )?;
         self.log = Some(log);
         self.overloaded = false;
-        if self.paused_by_operator || welcome.paused {
-            self.pause(true)?;
-        }
-        Ok(())
+        self.paused_by_operator |= welcome.paused;
+        if self.paused_by_operator { self.pause_capture() } else { Ok(()) }
     }
 
     /// One round. Returns whether there is more to do at once.
@@ -218,7 +231,7 @@ impl Owner {
         let now = self.time();
         let log = self.log.as_mut().expect("only called with a log");
         log.set_time(now);
-        self.seal_ready();
+        self.seal_ready()?;
         self.acknowledge()?;
         self.coverage.observe(self.source.produced(), now.0);
         let log = self.log.as_mut().expect("only called with a log");
@@ -234,9 +247,10 @@ impl Owner {
         let log = self.log.as_mut().expect("only called with a log");
         let more = self.tracking.pump(&mut self.source, log)?;
         self.coverage.drained(self.tracking.drained());
-        self.read()?;
+        // Before finished reads are logged: a point stands right behind what was just checked.
         self.take_points(now.1)?;
-        self.seal_ready();
+        self.read()?;
+        self.seal_ready()?;
         Ok(more)
     }
 
@@ -265,14 +279,14 @@ impl Owner {
                     self.tracking.finish_read(&mut self.source, read.order, data, log)?;
                 }
                 Err(error) => {
-                    let (disk, range) = (read.order.disk, read.order.range);
-                    tracing::error!(%disk, %range, %error, "a read has failed and is tried again");
                     self.tracking.fail_read(read.order);
-                    self.disks.read_failed(disk, error);
+                    self.disks.read_failed(read.order, error);
+                    self.read_again = Instant::now() + READ_RETRY;
                 }
             }
         }
-        if self.overloaded || self.paused_by_operator {
+        let waits = self.overloaded || self.paused_by_operator;
+        if waits || Instant::now() < self.read_again {
             return Ok(());
         }
         let mut idle = 0;
@@ -315,7 +329,8 @@ impl Owner {
     /// seen is unknown, so everything is read again, and no point is taken before.
     fn look_for_skipped_runs(&mut self) -> Result<(), AgentError> {
         let skipped = skipped_runs(&self.source)?;
-        if skipped == self.skipped_runs {
+        let is_idle = self.overloaded || self.paused_by_operator;
+        if skipped == self.skipped_runs || is_idle {
             return Ok(());
         }
         tracing::warn!(skipped, before = self.skipped_runs, "the kernel has skipped the tracker");
@@ -324,22 +339,26 @@ impl Owner {
         for index in self.tracking.indexes() {
             self.tracking.demand_whole(&mut self.source, index, GapReason::MissedEvents, log)?;
         }
-        Ok(())
+        self.disks.remember_skipped(skipped)
     }
 
     /// Hands frames to the sealer as long as it takes them.
-    fn seal_ready(&mut self) {
-        let Some(log) = &mut self.log else { return };
+    fn seal_ready(&mut self) -> Result<(), AgentError> {
+        let Some(log) = &mut self.log else { return Ok(()) };
         while let Some(ready) = log.take() {
             let (since, last) = (ready.since, ready.frame.header().last);
             match self.frames.try_send(ready) {
                 Ok(()) => self.unacknowledged.sealed(last, since),
-                Err(TrySendError::Full(ready) | TrySendError::Disconnected(ready)) => {
+                Err(TrySendError::Full(ready)) => {
                     log.put_back(ready);
-                    return;
+                    return Ok(());
+                }
+                Err(TrySendError::Disconnected(_)) => {
+                    return Err(AgentError::Failed { what: "sealer" });
                 }
             }
         }
+        Ok(())
     }
 
     fn acknowledge(&mut self) -> Result<(), AgentError> {
@@ -396,8 +415,11 @@ impl Owner {
             return;
         }
         let progress = |index: DiskIndex| self.tracking.progress(index);
+        let whole = self.log.is_some() && self.tracking.settled() == self.all_disks();
+        self.behind_since = if whole { None } else { self.behind_since.or(Some(now)) };
         let oldest = self.unacknowledged.oldest();
         let oldest = oldest.or(self.log.as_ref().and_then(FrameLog::oldest));
+        let oldest = [oldest, self.behind_since].into_iter().flatten().min();
         let bytes = |index| self.log.as_ref().map(|log| log.bytes_of(index)).unwrap_or_default();
         let disks = self.disks.tell(progress, bytes, &self.source, &mut self.pace, now);
         *self.shared.snapshot.lock() = Snapshot {

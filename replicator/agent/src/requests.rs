@@ -50,8 +50,16 @@ impl Ask {
 }
 
 enum Waiting {
-    Points { reply: PointsReply, so_far: Vec<PointSummary> },
-    Read { parts: mpsc::Sender<PointPart> },
+    Points {
+        reply: PointsReply,
+        so_far: Vec<PointSummary>,
+    },
+    /// The answer and the content come on streams of their own, in any order.
+    Read {
+        parts: mpsc::Sender<PointPart>,
+        stream: Option<PointReceiver>,
+        is_open: bool,
+    },
 }
 
 /// Questions under way.
@@ -72,7 +80,8 @@ impl Pending {
                 AgentMessage::ListPoints { request, after: Sequence(0) }
             }
             Ask::Read { disk, point, parts } => {
-                self.waiting.insert(request, Waiting::Read { parts });
+                let read = Waiting::Read { parts, stream: None, is_open: false };
+                self.waiting.insert(request, read);
                 AgentMessage::ReadPoint { request, disk, point }
             }
         }
@@ -103,19 +112,39 @@ impl Pending {
     /// A point was opened, or cannot be.
     pub fn opened(&mut self, request: RequestId, result: Result<OpenedPoint, String>) {
         let failed = result.is_err();
-        if let Some(Waiting::Read { parts }) = self.waiting.get(&request) {
+        if let Some(Waiting::Read { parts, is_open, .. }) = self.waiting.get_mut(&request) {
             let part = result.map_or_else(PointPart::Failed, PointPart::Opened);
             // The first part always has room; who asked may have gone.
             let _ = parts.try_send(part);
+            *is_open = true;
         }
         if failed {
             self.waiting.remove(&request);
         }
+        self.receive_if_ready(request);
     }
 
     /// A point's content comes.
-    pub fn point_stream(&mut self, mut stream: PointReceiver) {
-        let Some(Waiting::Read { parts }) = self.waiting.remove(&stream.request()) else {
+    pub fn point_stream(&mut self, incoming: PointReceiver) {
+        let request = incoming.request();
+        if let Some(Waiting::Read { stream, .. }) = self.waiting.get_mut(&request) {
+            *stream = Some(incoming);
+        }
+        self.receive_if_ready(request);
+    }
+
+    /// Once both the answer and the stream are there, the content goes to who asked.
+    fn receive_if_ready(&mut self, request: RequestId) {
+        let ready = matches!(
+            self.waiting.get(&request),
+            Some(Waiting::Read { stream: Some(_), is_open: true, .. })
+        );
+        if !ready {
+            return;
+        }
+        let Some(Waiting::Read { parts, stream: Some(mut stream), .. }) =
+            self.waiting.remove(&request)
+        else {
             return;
         };
         tokio::spawn(async move {
@@ -137,7 +166,7 @@ impl Pending {
     /// Nobody waits for these any more.
     pub fn forget_given_up(&mut self) {
         self.waiting.retain(|_, waiting| match waiting {
-            Waiting::Read { parts } => !parts.is_closed(),
+            Waiting::Read { parts, .. } => !parts.is_closed(),
             Waiting::Points { .. } => true,
         });
     }
@@ -147,7 +176,7 @@ impl Pending {
         for (_, waiting) in self.waiting.drain() {
             match waiting {
                 Waiting::Points { reply, .. } => drop(reply.send(Err(why.to_owned()))),
-                Waiting::Read { parts } => {
+                Waiting::Read { parts, .. } => {
                     drop(parts.try_send(PointPart::Failed(why.to_owned())));
                 }
             }

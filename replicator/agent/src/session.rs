@@ -127,7 +127,7 @@ impl Driver {
             LinkEvent::Received(id, message) => self.handle(AgentEvent::Received(id, message)),
             LinkEvent::Point(point) => self.pending.point_stream(point),
             LinkEvent::Disconnected(id, error) => {
-                if self.drop_link(id) {
+                if self.take_link(id).is_some() {
                     tracing::warn!(%error, "the connection to the target has ended");
                 } else {
                     tracing::info!(%error, "no connection to the target yet");
@@ -158,7 +158,7 @@ impl Driver {
                     self.dialling = Some(dial(id, identity, events));
                 }
                 AgentAction::Close(id, reason) => {
-                    if let Some(link) = self.link.take_if(|link| link.id() == id) {
+                    if let Some(link) = self.take_link(id) {
                         link.close(&reason);
                     }
                 }
@@ -270,14 +270,13 @@ impl Driver {
         }
     }
 
-    /// Whether a connection that stood was dropped.
-    fn drop_link(&mut self, id: ConnectionId) -> bool {
-        let stood = self.link.take_if(|link| link.id() == id).is_some();
-        if stood {
-            self.shared.link.ended();
-            self.pending.fail_all("the connection to the target has ended");
-        }
-        stood
+    /// The connection, if it is the present one: it counts no more, and nothing is answered over
+    /// it.
+    fn take_link(&mut self, id: ConnectionId) -> Option<Link> {
+        let link = self.link.take_if(|link| link.id() == id)?;
+        self.shared.link.ended();
+        self.pending.fail_all("the connection to the target has ended");
+        Some(link)
     }
 
     fn tell(&self, command: Command) {

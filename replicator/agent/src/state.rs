@@ -25,6 +25,8 @@ pub(crate) struct State {
     pub incarnation: Option<u64>,
     pub role_epoch: u64,
     pub acknowledged: u64,
+    /// Runs of the programs that the kernel has skipped, and that were answered.
+    pub skipped_runs: u64,
     /// The disks to protect.
     pub disks: Vec<ProtectedDisk>,
 }
@@ -67,6 +69,7 @@ impl State {
             incarnation: None,
             role_epoch: 0,
             acknowledged: 0,
+            skipped_runs: 0,
             disks: Vec::new(),
         }
     }
@@ -97,10 +100,12 @@ impl State {
 
     /// Takes the session's part over.
     pub fn set_past(&mut self, past: AgentPast) {
+        let continued = self.generation == past.generation;
+        let known = if continued { self.acknowledged } else { 0 };
         self.generation = past.generation;
         self.incarnation = past.incarnation.map(|incarnation| incarnation.0);
         self.role_epoch = past.role_epoch.0;
-        self.acknowledged = past.acknowledged.0;
+        self.acknowledged = past.acknowledged.0.max(known);
     }
 }
 

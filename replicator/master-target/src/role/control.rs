@@ -13,7 +13,7 @@ use redoubt_control::units::UtcTime;
 use redoubt_control::{ExitStatus, Response};
 use redoubt_engine::directory::DirectoryStorage;
 use redoubt_engine::storage::{Open, Storage};
-use redoubt_log::{PointId, Sequence};
+use redoubt_log::{Generation, Incarnation, PointId, Sequence};
 use redoubt_protocol::TargetMessage;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -137,14 +137,26 @@ impl Control {
             Ok(marked) => marked.map_err(Response::failed)?,
             Err(_) => return Err(late("taken")),
         };
+        let log = log_of(machine);
         if !reached(&machine.durable, marked.sequence, deadline) {
             return Err(late("durable"));
+        }
+        // Another run of the agent numbers its records above those of one that died.
+        if log_of(machine) != log {
+            let why = "the log began anew before the point was durable: ask again";
+            return Err(Response::failed(why));
         }
         if applied && !reached(&machine.applied, marked.sequence, deadline) {
             return Err(late("applied"));
         }
         Ok(Response::Marked { point: marked.point.into() })
     }
+}
+
+/// Which log, and which run of it, numbers belong to.
+fn log_of(machine: &Protected) -> (Generation, Incarnation) {
+    let status = machine.store.status();
+    (status.generation, status.incarnation)
 }
 
 fn reached(counter: &AtomicU64, sequence: Sequence, deadline: Instant) -> bool {
@@ -177,6 +189,10 @@ fn copy(
         PointSelector::Id(id) => PointChoice::Id(PointId::from(id)),
     };
     let view = machine.store.view(found.index, choice).map_err(Response::failed)?;
+    if to.exists() && !to.is_file() {
+        let to = to.display();
+        return Err(Response::failed(format!("{to}: not a regular file: give the path of a file")));
+    }
     if to.exists() && !force {
         let to = to.display();
         return Err(Response::failed(format!("{to}: it exists; give --force to overwrite it")));

@@ -136,6 +136,7 @@ impl Journal {
     fn failed(&mut self, error: &StoreError) {
         tracing::error!(machine = %self.machine.name, %error, "the journal does not take a frame");
         self.waiting.clear();
+        self.set_full(None);
         self.tell(MachineEvent::Failed(error.to_string()));
     }
 

@@ -146,13 +146,14 @@ impl MachineTask {
             disks: disks_of(hello),
         };
         let (reply, answer) = tokio::sync::oneshot::channel();
-        let asked = self.journal.send(Job::Fence(fence, reply));
+        // A failed send gives the job back: dropped here, it ends the wait for its answer.
+        drop(self.journal.send(Job::Fence(fence, reply)));
         let (machine, terms) = (self.machine.clone(), self.terms);
         tokio::spawn(async move {
-            let answered = match (asked, answer.await) {
-                (Ok(()), Ok(Ok(answer))) => Ok(Box::new(welcome(&machine, terms, answer, resync))),
-                (_, Ok(Err(error))) => Err(refusal_of(&error)),
-                _ => Err(Refusal {
+            let answered = match answer.await {
+                Ok(Ok(answer)) => Ok(Box::new(welcome(&machine, terms, answer, resync))),
+                Ok(Err(error)) => Err(refusal_of(&error)),
+                Err(_) => Err(Refusal {
                     code: RefusalCode::NotReady,
                     text: "the target is stopping".to_owned(),
                 }),

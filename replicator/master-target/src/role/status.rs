@@ -2,7 +2,7 @@
 //! has.
 
 use super::protected::{Live, Protected};
-use crate::store::{DiskStatus as StoredDisk, MachineStatus as Stored, Point};
+use crate::store::{DiskStatus as StoredDisk, JournalState, MachineStatus as Stored, Point};
 use redoubt_control::names::Name;
 use redoubt_control::status::{
     DiskState, DiskStatus, MachineStatus, PointKind, PointStatus, PositionStatus, TrackerMode,
@@ -52,7 +52,10 @@ fn shown(
     let report = live.report.as_ref();
     let said = report.and_then(|report| report.disks.iter().find(|said| said.index == disk.index));
     let silent = live.heard.is_none_or(|heard| heard.elapsed() > SILENT_AFTER);
-    let (state, reason) = state_of(said, live, silent);
+    let (state, reason) = match &stored.journal {
+        JournalState::Failed(why) => (DiskState::Paused, Some(format!("journal-failed: {why}"))),
+        JournalState::Ready | JournalState::Full => state_of(said, live, silent),
+    };
     let good = |point: &&Point| point.disks.contains(disk.index);
     let last = points.iter().rev().find(good);
     let applied = last.filter(|_| !disk.ahead_of_point);

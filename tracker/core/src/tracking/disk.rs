@@ -131,6 +131,12 @@ impl Disk {
             && self.demand.is_empty()
             && self.reads.is_empty()
             && !self.matcher.holds_points()
+            && self.missed == self.answered
+    }
+
+    /// Whether the log has said that it has the whole disk, since the last gap.
+    pub fn is_consistent(&self) -> bool {
+        self.consistent
     }
 
     /// Whether the disk is settled for the first time since its last gap.

@@ -158,10 +158,9 @@ impl Tracking {
         reason: GapReason,
         sink: &mut impl LogSink,
     ) -> Result<(), S::Error> {
-        self.drain_to(source, source.produced(), sink);
         for index in self.indexes() {
             self.disk_mut(index).epoch.void_cover();
-            self.gap(source, index, reason, sink)?;
+            self.resume(source, index, reason, sink)?;
         }
         Ok(())
     }
@@ -178,17 +177,18 @@ impl Tracking {
         self.drained = source.drain(until, &mut |event| handle(&mut self.disks, event, sink));
         let whole = self.look_for_losses(source, sink)?;
         self.look_for_misses(source);
-        for disk in &mut self.disks {
-            if disk.became_consistent() {
-                sink.consistent(disk.index);
-            }
-        }
+        // Positions are final only behind a checkpoint: a gap would still be put before them.
         if whole {
+            for disk in &mut self.disks {
+                if disk.became_consistent() {
+                    sink.consistent(disk.index);
+                }
+            }
             sink.checkpoint();
-        }
-        for disk in &mut self.disks {
-            let settled = disk.settled();
-            disk.epoch.cover(self.drained, settled, sink.position());
+            for disk in &mut self.disks {
+                let settled = disk.settled();
+                disk.epoch.cover(self.drained, settled, sink.position());
+            }
         }
         Ok(self.drained < produced)
     }
@@ -256,7 +256,8 @@ impl Tracking {
     /// The disks for which a point at the newest position is good.
     pub fn settled(&self) -> DiskSet {
         let mut set = DiskSet::default();
-        self.disks.iter().filter(|disk| disk.settled()).for_each(|disk| set.insert(disk.index));
+        let good = self.disks.iter().filter(|disk| disk.is_consistent() && disk.settled());
+        good.for_each(|disk| set.insert(disk.index));
         set
     }
 
@@ -289,9 +290,9 @@ impl Tracking {
             }
             whole = false;
             if holds(Rule::DrainBeforeForget) {
-                self.disk_mut(index).dropping = true;
+                let dropped = std::mem::replace(&mut self.disk_mut(index).dropping, true);
                 self.drain_to(source, source.produced(), sink);
-                self.disk_mut(index).dropping = false;
+                self.disk_mut(index).dropping = dropped;
             }
             self.disk_mut(index).seen_lost = lost;
             self.gap(source, index, GapReason::RingOverflow, sink)?;
