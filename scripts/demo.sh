@@ -91,6 +91,8 @@ wait_for() {
 # attach FILE: a loop device over it, in $device.
 attach() {
     device=$(losetup --find --show --direct-io=on "$1")
+    # Else a page changed on its way to the disk, of a file removed before it is written again, differs for ever.
+    echo 1 >"/sys/block/${device##*/}/queue/stable_writes"
 }
 
 # mount_disk FILESYSTEM DEVICE DIRECTORY

@@ -50,6 +50,11 @@ impl LoopDisk {
         let name = file.to_string_lossy();
         arguments.push(&name);
         let device = PathBuf::from(run("losetup", &arguments)?.trim_end());
+        // Else a page that is changed while it is on its way reaches the disk otherwise than it was
+        // queued, and where its file is then removed nothing ever corrects it: no tracker can know.
+        let queue =
+            Path::new("/sys/block").join(device.file_name().context("a device has a name")?);
+        std::fs::write(queue.join("queue/stable_writes"), "1").context("stable_writes")?;
         let held = OpenOptions::new().read(true).write(true).open(&device)?;
         // Detaching an open device makes the kernel do it at the last close, whoever dies how.
         run("losetup", &["--detach".as_ref(), device.as_os_str()])?;
