@@ -2,11 +2,14 @@
 //! judge. The tracker under test is the product's own; only what lies below and behind it is
 //! simulated.
 
+mod mix;
+
 use super::Tracking;
 use crate::attach::{Side, attach_order};
 use crate::geometry::{GRANULE_BYTES, GranuleRange};
 use crate::sink::LogSink;
 use crate::source::*;
+use mix::Mix;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -64,29 +67,6 @@ enum Record {
     Split { front: BioKey, parent: BioKey, range: ByteRange },
 }
 
-/// How often the rare things happen: every run has its own mix, so that each of them is common in
-/// some.
-struct Mix {
-    uncaptured: f64,
-    split: f64,
-    fails: f64,
-    rotates: f64,
-    loses_tail: f64,
-}
-
-impl Mix {
-    fn of(rng: &mut StdRng) -> Self {
-        let mut pick = |mix: [f64; 3]| *mix.choose(rng).expect("three of them");
-        Self {
-            uncaptured: pick([0.0, 0.1, 0.5]),
-            split: pick([0.0, 0.15, 0.5]),
-            fails: pick([0.0, 0.05, 0.3]),
-            rotates: pick([0.01, 0.05, 0.1]),
-            loses_tail: pick([0.005, 0.02, 0.05]),
-        }
-    }
-}
-
 /// What really happens. The tracker sees only ring, marks, loss counter, and what its reads return.
 pub(super) struct World {
     rng: StdRng,
@@ -113,7 +93,8 @@ pub(super) struct World {
 
 impl World {
     fn new(mut rng: StdRng, marks_completions: bool) -> Self {
-        let sectors = rng.random_range(6..=48);
+        let most = if rng.random() { 48 } else { 400 };
+        let sectors = rng.random_range(6..=most);
         Self {
             sectors,
             disk: vec![0; index(sectors)],
@@ -472,6 +453,9 @@ impl Run {
             self.lose_tail();
         } else if self.rng.random_bool(self.world.mix.rotates) {
             let Ok(()) = self.tracking.rotate(&mut self.world);
+        } else if self.rng.random_bool(self.world.mix.catches_up) {
+            self.catch_up();
+            let Ok(_) = self.tracking.pump(&mut self.world, &mut self.log);
         } else {
             self.step();
         }
@@ -533,10 +517,8 @@ impl Run {
     /// The agent dies, or the target forgets: what was not acknowledged is gone from the log.
     fn lose_tail(&mut self) {
         self.log.truncate(self.acked);
-        if self.rng.random() {
-            if self.paused {
-                return;
-            }
+        // A paused agent has no session that could tell it.
+        if !self.paused && self.rng.random() {
             let (world, log) = (&mut self.world, &mut self.log);
             let Ok(()) = self.tracking.tail_lost(world, GapReason::TargetBehind, log);
         } else {
@@ -568,6 +550,18 @@ impl Run {
         Ok(())
     }
 
+    /// Drains, reads everything there is to read, and finishes it.
+    fn catch_up(&mut self) {
+        let Ok(_) = self.tracking.pump(&mut self.world, &mut self.log);
+        let mut orders: Vec<_> = self.reads.drain(..).map(|(order, _)| order).collect();
+        orders.extend(std::iter::from_fn(|| self.tracking.next_read(DISK, 1 << 20)));
+        for order in orders {
+            let data = self.world.read(order.range);
+            let (world, log) = (&mut self.world, &mut self.log);
+            let Ok(()) = self.tracking.finish_read(world, order, &data, log);
+        }
+    }
+
     /// No more writes: the tracker comes to rest, and the log is the disk.
     fn rest(&mut self) -> Result<(), String> {
         self.world.quiesce();
@@ -576,17 +570,7 @@ impl Run {
             let Ok(()) = self.tracking.resume(world, DISK, GapReason::Paused, log);
         }
         for _ in 0..400 {
-            let Ok(_) = self.tracking.pump(&mut self.world, &mut self.log);
-            while let Some(order) = self.tracking.next_read(DISK, 1 << 20) {
-                let unread = vec![0xff; index(order.range.length)];
-                self.reads.push((order, RefCell::new(unread)));
-            }
-            for (order, data) in std::mem::take(&mut self.reads) {
-                drop(data);
-                let data = self.world.read(order.range);
-                let (world, log) = (&mut self.world, &mut self.log);
-                let Ok(()) = self.tracking.finish_read(world, order, &data, log);
-            }
+            self.catch_up();
             if self.tracking.settled().contains(DISK) && self.world.ring.is_empty() {
                 let disk: Vec<_> = self.world.disk.iter().copied().map(Some).collect();
                 return if self.log.image == disk {

@@ -4,11 +4,11 @@
 use super::model::run;
 use crate::rules::{Rule, without};
 
-const STEPS: usize = 400;
-const SEEDS: u64 = 3_000;
+const STEPS: usize = 600;
+const SEEDS: u64 = 2_000;
 /// The rarest counter-example stands far below this; the bound only ends a search that would be in
 /// vain.
-const MOST_SEEDS: u64 = 60_000;
+const MOST_SEEDS: u64 = 20_000;
 
 #[test]
 fn with_every_rule_no_seed_finds_anything() {
