@@ -9,7 +9,7 @@ use redoubt_log::{DiskIndex, PointId};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -30,31 +30,38 @@ pub(crate) fn run(
     asks: &mpsc::Sender<Ask>,
     responder: &mut dyn Responder,
 ) -> Result<Response, String> {
-    let file = create(order)?;
-    let result = fill(order, &file, asks, responder);
+    let beside = beside(order)?;
+    let file = create(order, &beside)?;
+    let result = fill(order, &file, asks, responder).and_then(|response| {
+        let failed = |error| format!("{}: {error}", order.to.display());
+        fs::rename(&beside, order.to).map_err(failed).map(|()| response)
+    });
     if result.is_err() {
         // The first error is the one to tell.
-        let _ = fs::remove_file(order.to);
+        let _ = fs::remove_file(&beside);
     }
     result
 }
 
-fn create(order: &CopyOut<'_>) -> Result<File, String> {
+/// What is written until it is whole; what stands at the goal is touched only then.
+fn beside(order: &CopyOut<'_>) -> Result<PathBuf, String> {
+    let name = order.to.file_name();
+    let name = name.ok_or_else(|| format!("{}: give the path of a file", order.to.display()))?;
+    let mut partial = name.to_owned();
+    partial.push(".partial");
+    Ok(order.to.with_file_name(partial))
+}
+
+fn create(order: &CopyOut<'_>, beside: &Path) -> Result<File, String> {
     if order.to.exists() && !order.to.is_file() {
         return Err(format!("{}: not a regular file: give the path of a file", order.to.display()));
     }
+    if order.to.exists() && !order.force {
+        return Err(format!("{}: it exists; give --force to overwrite it", order.to.display()));
+    }
     let mut options = OpenOptions::new();
-    options.write(true).mode(0o600);
-    match order.force {
-        true => options.create(true).truncate(true),
-        false => options.create_new(true),
-    };
-    options.open(order.to).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => {
-            format!("{}: it exists; give --force to overwrite it", order.to.display())
-        }
-        _ => format!("{}: {error}", order.to.display()),
-    })
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(beside).map_err(|error| format!("{}: {error}", beside.display()))
 }
 
 fn fill(

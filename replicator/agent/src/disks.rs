@@ -70,8 +70,12 @@ impl ProtectedDisks {
                 _lock: lock,
             });
         }
-        state.save(directory)?;
         Ok(Self { directory: directory.to_owned(), state, disks, turn: 0, missed_events: None })
+    }
+
+    /// Remembers the disks from now on: a start that fails before this leaves no trace of them.
+    pub fn keep(&self) -> Result<(), AgentError> {
+        self.state.save(&self.directory)
     }
 
     /// What the session has to know of earlier runs.

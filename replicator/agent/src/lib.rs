@@ -77,6 +77,7 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     let Some((identity, stop)) = runtime.block_on(join_site(&options, stop))? else {
         return Ok(());
     };
+    disks.keep()?;
     let ring_bytes = u32::try_from(options.ring_bytes).unwrap_or(u32::MAX);
     let source = Probe::attach(&pin_directory(&options.state), ProbeOptions { ring_bytes })?;
     privileges::lock_memory();

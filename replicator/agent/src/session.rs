@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+/// How long a last word takes to leave this machine.
+const LAST_WORD: Duration = Duration::from_millis(50);
+
 /// How often the target is told how the agent stands.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
@@ -115,6 +118,12 @@ impl Driver {
         }
         let goodbye = AgentMessage::Goodbye { reason: "the agent stops".to_owned() };
         self.handle(AgentEvent::Say(goodbye));
+        // The runtime ends with this: the last word is given time to go out.
+        tokio::time::sleep(LAST_WORD).await;
+        if let Some(link) = self.link.take() {
+            link.close("the agent stops");
+            tokio::time::sleep(LAST_WORD).await;
+        }
         self.ended.map_or(Ok(()), Err)
     }
 

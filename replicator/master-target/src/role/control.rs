@@ -202,11 +202,15 @@ fn copy(
     let (Some(parent), Some(name)) = (to.parent(), to.file_name()) else {
         return Err(failed(&"give the path of a file"));
     };
-    if force && to.exists() {
-        fs::remove_file(to).map_err(|error| failed(&error))?;
+    // Written beside: what stands at the goal is touched only when the copy is whole.
+    let mut partial = name.to_owned();
+    partial.push(".partial");
+    let beside = to.with_file_name(&partial);
+    if beside.exists() {
+        fs::remove_file(&beside).map_err(|error| failed(&error))?;
     }
     let file = DirectoryStorage::new(parent)
-        .open(Path::new(name), Open::CreateSparse(view.size()))
+        .open(Path::new(&partial), Open::CreateSparse(view.size()))
         .map_err(Response::failed)?;
     let total_bytes = view.size();
     let mut told = Instant::now();
@@ -218,10 +222,13 @@ fn copy(
         responder.send(&Response::Progress { done_bytes, total_bytes }).is_ok()
     };
     match copy_out(&view, &*file, &mut progress) {
-        Ok(true) => Ok(Response::CopiedOut { point: view.point().id.into(), bytes: total_bytes }),
+        Ok(true) => {
+            fs::rename(&beside, to).map_err(|error| failed(&error))?;
+            Ok(Response::CopiedOut { point: view.point().id.into(), bytes: total_bytes })
+        }
         unfinished => {
             // A copy that was not finished does not stay; the first error is the one to tell.
-            let _ = fs::remove_file(to);
+            let _ = fs::remove_file(&beside);
             Err(unfinished.map_or_else(Response::failed, |_| failed(&"the copy was given up")))
         }
     }

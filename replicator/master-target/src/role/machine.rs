@@ -190,6 +190,7 @@ impl MachineTask {
             }
             AgentMessage::Goodbye { reason } => {
                 tracing::info!(machine = %self.machine.name, %reason, "the agent says goodbye");
+                self.machine.live().connected = false;
             }
             // The session itself has dealt with these.
             AgentMessage::Hello(_) | AgentMessage::Confirmed => {}
