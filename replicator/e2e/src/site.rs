@@ -196,7 +196,7 @@ impl Site {
     /// A recovery point of everything written before the call; its id.
     pub fn mark(&self, label: &str, is_applied: bool) -> Result<String> {
         let mut command = self.command(Role::Target);
-        command.args(["mark", "--label", label, "--timeout", "120s"]);
+        command.args(["mark", "--label", label, "--timeout", "600s"]);
         if is_applied {
             command.arg("--applied");
         }
