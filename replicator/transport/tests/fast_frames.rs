@@ -3,7 +3,7 @@
 
 // Helpers outside of test functions may panic like these: a site that cannot be set up is a
 // failure.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic as the test itself may")]
 
 #[path = "support/proxy.rs"]
 mod proxy;

@@ -2,7 +2,7 @@
 
 // Helpers outside of test functions may panic like these: a site that cannot be set up is a
 // failure.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic as the test itself may")]
 
 mod support;
 
