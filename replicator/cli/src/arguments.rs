@@ -3,7 +3,7 @@
 
 #[cfg(feature = "agent")]
 use crate::commands::{agent, disks};
-use crate::commands::{copy_out, mark, points, status};
+use crate::commands::{completions, copy_out, manual, mark, points, status};
 #[cfg(feature = "target")]
 use crate::commands::{invite, master_target};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -71,6 +71,8 @@ pub enum Command {
     Mark(mark::Mark),
     Points(points::Points),
     CopyOut(copy_out::CopyOut),
+    Completions(completions::Completions),
+    Manual(manual::Manual),
 }
 
 /// Which role to ask.
@@ -146,7 +148,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            4 + 2 * usize::from(cfg!(feature = "agent"))
+            6 + 2 * usize::from(cfg!(feature = "agent"))
                 + 2 * usize::from(cfg!(feature = "target"))
         );
     }

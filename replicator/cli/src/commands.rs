@@ -2,11 +2,13 @@
 
 #[cfg(feature = "agent")]
 pub mod agent;
+pub mod completions;
 pub mod copy_out;
 #[cfg(feature = "agent")]
 pub mod disks;
 #[cfg(feature = "target")]
 pub mod invite;
+pub mod manual;
 pub mod mark;
 #[cfg(feature = "target")]
 pub mod master_target;
@@ -31,5 +33,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         Command::Mark(command) => mark::run(command, &arguments.runtime(None)),
         Command::Points(command) => points::run(command, &arguments.runtime(None)),
         Command::CopyOut(command) => copy_out::run(command, &arguments.runtime(None)),
+        Command::Completions(command) => completions::run(command),
+        Command::Manual(command) => manual::run(command),
     }
 }

@@ -212,3 +212,35 @@ fn a_log_in_json_is_json() {
     let line: serde_json::Value = serde_json::from_str(error(&output)).expect("one JSON object");
     assert_eq!(line["level"], "ERROR");
 }
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let site = Site::new();
+    let pages = site.base.path().join("man1");
+    let output = site.run(&["manual", "--to", pages.to_str().expect("UTF-8")]);
+    assert_eq!((output.status.code(), out(&output)), (Some(0), ""), "{}", error(&output));
+    let help = site.run(&["--help"]);
+    let commands = out(&help).lines().skip_while(|line| *line != "Commands:").skip(1);
+    let names = commands.map_while(|line| line.split_whitespace().next());
+    let mut seen = 0;
+    for name in names.filter(|name| *name != "help") {
+        let page = std::fs::read_to_string(pages.join(format!("redoubt-{name}.1")));
+        let page = page.expect(name).replace("\\-", "-");
+        assert!(page.contains(&format!("redoubt {name}")), "{name} shows itself");
+        seen += 1;
+    }
+    assert_eq!(std::fs::read_dir(&pages).expect("a directory").count(), seen + 1);
+}
+
+#[test]
+fn a_shell_understands_its_completions() {
+    let site = Site::new();
+    let script = site.base.path().join("redoubt.bash");
+    let output = site.run(&["completions", "bash"]);
+    std::fs::write(&script, &output.stdout).expect("a file");
+    let words = "COMP_WORDS=(redoubt sta) COMP_CWORD=1; _redoubt redoubt sta redoubt; \
+        echo \"${COMPREPLY[@]}\"";
+    let source = format!("source {}; {words}", script.display());
+    let completed = Command::new("bash").args(["-c", &source]).output().expect("bash is there");
+    assert_eq!(out(&completed).trim(), "status", "{}", error(&completed));
+}
