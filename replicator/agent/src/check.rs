@@ -3,8 +3,8 @@
 
 use crate::error::AgentError;
 use redoubt_control::AgentOptions;
-use redoubt_control::names::Name;
 use redoubt_control::status::{CheckReport, DeviceReport, TrackerMode};
+use redoubt_log::Name;
 use redoubt_tracker::device::{BlockDevice, DeviceError, DeviceUse};
 use redoubt_tracker::probe::{Capability, Probe, ProbeError, ProbeOptions};
 use std::fs;

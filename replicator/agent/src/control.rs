@@ -7,7 +7,6 @@ use crate::owner::{Command, Shared};
 use crate::requests::Ask;
 use crossbeam::channel::Sender;
 use redoubt_control::audit::{AuditEntry, AuditLog};
-use redoubt_control::names::Name;
 use redoubt_control::request::{PointSelector, Request};
 use redoubt_control::socket::{Handler, Peer, Responder};
 use redoubt_control::status::{
@@ -15,7 +14,7 @@ use redoubt_control::status::{
 };
 use redoubt_control::units::UtcTime;
 use redoubt_control::{ExitStatus, Response};
-use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, PointId, Sequence};
+use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, Name, PointId, Sequence};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::{MarkedPoint, PointSummary};
 use std::path::Path;

@@ -9,9 +9,8 @@ use crate::pace::{Pace, Rate};
 use crate::reader::open_disk;
 use crate::snapshot::DiskSnapshot;
 use crate::state::{ProtectedDisk, State};
-use redoubt_control::names::Name;
 use redoubt_control::options::DiskArgument;
-use redoubt_log::{DiskIndex, GapReason, Sequence};
+use redoubt_log::{DiskIndex, GapReason, Name, Sequence};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::{DiskDescription, Welcome};
 use redoubt_tracker::device::BlockDevice;
@@ -87,7 +86,7 @@ impl ProtectedDisks {
     pub fn descriptions(&self) -> Vec<DiskDescription> {
         let describe = |disk: &ProtectedDisk| DiskDescription {
             index: disk.index,
-            name: disk.name.as_str().parse().expect("both are names of the same grammar"),
+            name: disk.name.clone(),
             size_bytes: disk.size,
             logical_block_bytes: disk.logical_block_bytes,
         };

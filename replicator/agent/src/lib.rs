@@ -33,7 +33,6 @@ use locks::StateLock;
 use nix::sys::signal::{SigSet, Signal};
 use owner::{Command, Owner, Parts, Shared};
 use redoubt_control::audit::AuditLog;
-use redoubt_control::names::Name;
 use redoubt_control::runtime::create_private_directory;
 use redoubt_control::socket::Server;
 use redoubt_control::status::Role;
@@ -96,7 +95,7 @@ fn protect(
     stop: oneshot::Receiver<()>,
 ) -> Result<(), AgentError> {
     let machine = identity.machine;
-    let name: Name = identity.name.as_str().parse().expect("both are names of the same grammar");
+    let name = identity.name.clone();
     tracing::info!(%name, %machine, "protecting");
     let shared = shared();
     let names = disks.names().into_iter().map(|(index, name, _)| (index, name)).collect();

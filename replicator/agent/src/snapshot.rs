@@ -1,9 +1,8 @@
 //! How the agent stands, as its threads share it: the owner of the tracker writes, the session and
 //! the socket read.
 
-use redoubt_control::names::Name;
 use redoubt_control::status as shown;
-use redoubt_log::{DiskIndex, Sequence};
+use redoubt_log::{DiskIndex, Name, Sequence};
 use redoubt_protocol::message as wire;
 use redoubt_tracker::DiskProgress;
 use std::collections::VecDeque;

@@ -2,8 +2,7 @@
 //! it.
 
 use crate::error::AgentError;
-use redoubt_control::names::Name;
-use redoubt_log::{DiskIndex, Generation};
+use redoubt_log::{DiskIndex, Generation, Name};
 use redoubt_protocol::AgentPast;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};

@@ -7,7 +7,8 @@ use crate::commands::{completions, copy_out, manual, mark, points, status};
 #[cfg(feature = "target")]
 use crate::commands::{invite, master_target};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use redoubt_control::{Name, Role, RuntimeDirectory};
+use redoubt_control::{Role, RuntimeDirectory};
+use redoubt_log::Name;
 use std::path::PathBuf;
 
 /// Replicates Linux disks, write by write, to a second site.

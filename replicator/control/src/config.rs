@@ -1,9 +1,9 @@
 //! Configuration files: TOML, every key optional, every unknown key and wrong value an error with
 //! file and line. Flags beat the file; that is decided where flags are known, not here.
 
-use crate::names::Name;
 use crate::options::{DiskArgument, HostPort};
 use crate::units::{Size, Span};
+use redoubt_log::Name;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error};
 use std::net::SocketAddr;

@@ -1,11 +1,10 @@
 //! How commands and roles talk on one machine: the local socket's messages (which are the JSON
-//! interface), names, units, options, exit statuses. No business logic, and nothing that crosses
+//! interface), units, options, exit statuses. No business logic, and nothing that crosses
 //! the network.
 
 pub mod audit;
 pub mod config;
 pub mod exit;
-pub mod names;
 pub mod options;
 pub mod request;
 pub mod response;
@@ -16,7 +15,6 @@ pub mod units;
 
 pub use audit::{AuditEntry, AuditLog};
 pub use exit::ExitStatus;
-pub use names::Name;
 pub use options::{AgentOptions, DiskArgument, HostPort, InviteOptions, TargetOptions, Token};
 pub use request::{PointSelector, Request};
 pub use response::Response;

@@ -1,8 +1,9 @@
 //! What each role is started with, parsed and complete: defaults are filled in, nothing is left to
 //! check but the world itself.
 
-use crate::names::{Name, NameError};
 use crate::runtime::RuntimeDirectory;
+use redoubt_log::Name;
+use redoubt_log::name::NameError;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;

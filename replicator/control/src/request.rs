@@ -1,7 +1,7 @@
 //! What a command asks of a role over its socket. One request a connection; nothing here acts.
 
-use crate::names::Name;
 use crate::units::Span;
+use redoubt_log::Name;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;

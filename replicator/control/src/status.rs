@@ -1,8 +1,8 @@
 //! What `status --json` and `points --json` print: an interface that other programs build on.
 //! Fields are only ever added; nothing here computes.
 
-use crate::names::Name;
 use crate::units::UtcTime;
+use redoubt_log::Name;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;

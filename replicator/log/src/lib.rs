@@ -7,6 +7,7 @@ mod bytes;
 pub mod codec;
 pub mod frame;
 pub mod ids;
+pub mod name;
 pub mod range;
 pub mod range_map;
 pub mod range_set;
@@ -17,6 +18,7 @@ mod zero;
 pub use ids::{
     DiskIndex, DiskSet, Generation, Incarnation, MachineId, PointId, RoleEpoch, Sequence, WallTime,
 };
+pub use name::Name;
 pub use range::ByteRange;
 pub use range_map::RangeMap;
 pub use range_set::RangeSet;

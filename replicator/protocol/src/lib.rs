@@ -5,7 +5,6 @@ pub mod agent_session;
 mod backoff;
 pub mod frame_place;
 pub mod message;
-pub mod name;
 pub mod target_session;
 mod window;
 
@@ -15,7 +14,6 @@ pub use agent_session::{
 pub use backoff::{RETRY_FIRST, RETRY_LONGEST};
 pub use frame_place::{ConnectionId, FramePlace};
 pub use message::{AgentMessage, MESSAGE_LIMIT, MessageError, PROTOCOL_VERSION, TargetMessage};
-pub use name::Name;
 pub use target_session::{
     Admission, Continuity, TargetAction, TargetEvent, TargetPast, TargetSession,
 };

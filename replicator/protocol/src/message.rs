@@ -8,10 +8,10 @@
 //! Variants and fields are only ever appended; a change of what stands here raises
 //! [`PROTOCOL_VERSION`]. Version 1: the first.
 
-use crate::name::Name;
 use redoubt_log::codec::{CodecError, decode_bounded, encode_bounded};
 use redoubt_log::{
-    DiskIndex, DiskSet, Generation, Incarnation, MachineId, PointId, RoleEpoch, Sequence, WallTime,
+    DiskIndex, DiskSet, Generation, Incarnation, MachineId, Name, PointId, RoleEpoch, Sequence,
+    WallTime,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 

@@ -11,9 +11,8 @@ use crate::certificate;
 use crate::enrol::EnrolAnswer;
 use crate::error::{Result, TransportError};
 use crate::files;
-use redoubt_log::MachineId;
 use redoubt_log::frame::FrameKey;
-use redoubt_protocol::Name;
+use redoubt_log::{MachineId, Name};
 use std::fs;
 use std::path::Path;
 

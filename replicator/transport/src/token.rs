@@ -4,8 +4,8 @@
 use crate::error::{Result, TransportError};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use redoubt_log::Name;
 use redoubt_log::codec::{decode_bounded, encode_bounded};
-use redoubt_protocol::Name;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;

@@ -6,9 +6,8 @@ use crate::progress::Progress;
 use crate::{output, talk};
 use anyhow::Context;
 use clap::Args;
-use redoubt_control::{
-    Client, ExitStatus, Name, PointSelector, Request, Response, RuntimeDirectory,
-};
+use redoubt_control::{Client, ExitStatus, PointSelector, Request, Response, RuntimeDirectory};
+use redoubt_log::Name;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;

@@ -2,7 +2,8 @@
 
 use crate::{output, roles};
 use clap::Args;
-use redoubt_control::{ExitStatus, InviteOptions, Name, Span};
+use redoubt_control::{ExitStatus, InviteOptions, Span};
+use redoubt_log::Name;
 use std::path::PathBuf;
 
 /// Make a token with which one machine joins this site.

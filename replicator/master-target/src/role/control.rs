@@ -5,7 +5,6 @@ use super::protected::{Protected, Registry};
 use super::status;
 use crate::store::{PointChoice, copy_out};
 use redoubt_control::audit::{AuditEntry, AuditLog};
-use redoubt_control::names::Name;
 use redoubt_control::request::{PointSelector, Request};
 use redoubt_control::socket::{Handler, Peer, Responder};
 use redoubt_control::status::{Role, RoleStatus};
@@ -13,7 +12,7 @@ use redoubt_control::units::UtcTime;
 use redoubt_control::{ExitStatus, Response};
 use redoubt_engine::directory::DirectoryStorage;
 use redoubt_engine::storage::{Open, Storage};
-use redoubt_log::{Generation, Incarnation, PointId, Sequence};
+use redoubt_log::{Generation, Incarnation, Name, PointId, Sequence};
 use redoubt_protocol::TargetMessage;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -98,7 +97,7 @@ impl Control {
                 ))),
             };
         };
-        let found = all.into_iter().find(|machine| machine.name.as_str() == asked.as_str());
+        let found = all.into_iter().find(|machine| machine.name == *asked);
         found.ok_or_else(|| {
             let names = names.join(", ");
             Response::failed(format!("{asked}: no such machine here; there are: {names}"))

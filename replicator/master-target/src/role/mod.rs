@@ -93,11 +93,7 @@ pub fn invite(options: &InviteOptions) -> Result<Token, TargetError> {
     let address = std::fs::read_to_string(&path)
         .map_err(|source| TargetError::NoSite { data: options.data.clone(), source })?;
     let site = Site::open(&options.data.join(SITE_DIRECTORY))?;
-    let name = options
-        .machine
-        .as_ref()
-        .map(|name| name.as_str().parse().expect("both are names of the same grammar"));
-    let token = site.invite(address.trim(), name, options.expires)?;
+    let token = site.invite(address.trim(), options.machine.clone(), options.expires)?;
     control::audit_invite(&options.data, options.machine.as_ref());
     Ok(Token::new(&token.to_string()))
 }

@@ -3,12 +3,12 @@
 
 use super::protected::{Live, Protected};
 use crate::store::{DiskStatus as StoredDisk, JournalState, MachineStatus as Stored, Point};
-use redoubt_control::names::Name;
 use redoubt_control::status::{
     DiskState, DiskStatus, MachineStatus, PointKind, PointStatus, PositionStatus, TrackerMode,
     TrackerStatus, TrackerVerdict,
 };
 use redoubt_control::units::UtcTime;
+use redoubt_log::Name;
 use redoubt_protocol::message::{self as wire, DiskReport};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -31,15 +31,15 @@ pub(super) fn of(machine: &Protected, data: &Path) -> MachineStatus {
     let disks = stored.disks.iter().map(|disk| shown(disk, &stored, &points, &live, data));
     MachineStatus {
         id: machine.id.into(),
-        name: name_of(machine.name.as_str()),
+        name: machine.name.clone(),
         connected: live.connected,
         rpo_seconds: rpo.map(|rpo| rpo.as_secs_f64()),
         disks: disks.collect(),
     }
 }
 
-fn name_of(text: &str) -> Name {
-    text.parse().expect("both are names of the same grammar")
+fn name_of(stored: &str) -> Name {
+    stored.parse().expect("the store's names come from hellos, where they were checked")
 }
 
 fn shown(

@@ -1,5 +1,5 @@
-//! Names of machines and disks: what an operator types and a path may hold. Never longer or wilder
-//! than that.
+//! Names of machines and disks: what an operator types and a path may hold. A value of this type
+//! is well formed: it is checked where it enters, and never longer or wilder than that.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -20,7 +20,7 @@ pub enum NameError {
         limit = Name::LENGTH_LIMIT
     )]
     Form {
-        /// What was given.
+        /// The beginning of what was given.
         name: String,
     },
     /// No name can be made of what the system calls it.
@@ -28,12 +28,6 @@ pub enum NameError {
     Underivable {
         /// What the system calls it.
         text: String,
-    },
-    /// The host has no name to ask for.
-    #[error("the host name cannot be read: {source}")]
-    Host {
-        /// Why.
-        source: nix::Error,
     },
 }
 
@@ -60,15 +54,6 @@ impl Name {
             .map_err(|_| NameError::Underivable { text: text.to_owned() })
     }
 
-    /// The name made of this host's name.
-    ///
-    /// # Errors
-    /// The host has none, or nothing allowed is left of it.
-    pub fn of_host() -> Result<Self, NameError> {
-        let host = nix::unistd::gethostname().map_err(|source| NameError::Host { source })?;
-        Self::derive(&host.to_string_lossy())
-    }
-
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -89,10 +74,12 @@ impl FromStr for Name {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let good =
             text.len() <= Self::LENGTH_LIMIT && text.starts_with(head) && text.chars().all(tail);
-        if good {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(NameError::Form { name: text.to_owned() })
+        match good {
+            true => Ok(Self(text.to_owned())),
+            // The given text may be hostile and long: an error shows only its beginning.
+            false => {
+                Err(NameError::Form { name: text.chars().take(Self::LENGTH_LIMIT + 1).collect() })
+            }
         }
     }
 }
@@ -120,22 +107,31 @@ impl fmt::Display for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::{decode_bounded, encode_bounded};
     use proptest::prelude::*;
 
     #[test]
     fn the_form_is_exact() {
-        for good in ["a", "0", "web-01.example_x", &"a".repeat(63)] {
+        for good in ["a", "0", "web-01.example_x", "nvme0n1p2", &"a".repeat(63)] {
             assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
         }
-        for bad in ["", "-a", ".", "..", "_a", "A", "a b", "a/b", "ä", &"a".repeat(64)] {
+        let long = "a".repeat(64);
+        for bad in ["", "-a", ".", "..", "_a", "A", "a b", "a/b", "a\n", "a\0", "ä", &long] {
             assert!(bad.parse::<Name>().unwrap_err().to_string().contains("use 1 to 63"), "{bad}");
         }
     }
 
     #[test]
-    fn json_is_checked_too() {
-        assert!(serde_json::from_str::<Name>("\"../etc\"").is_err());
-        assert_eq!(serde_json::to_string(&"sda".parse::<Name>().unwrap()).unwrap(), "\"sda\"");
+    fn an_error_shows_the_beginning_of_a_hostile_name_only() {
+        let error = "x".repeat(1 << 20).parse::<Name>().unwrap_err().to_string();
+        assert!(error.len() < 300, "{} bytes", error.len());
+    }
+
+    #[test]
+    fn what_is_decoded_is_checked_too() {
+        let coded = |text: &str| encode_bounded(&text, 100).unwrap();
+        assert!(decode_bounded::<Name>(&coded("../etc"), 100).is_err());
+        assert_eq!(decode_bounded::<Name>(&coded("sda"), 100).unwrap().as_str(), "sda");
     }
 
     #[test]
