@@ -30,10 +30,10 @@ use control::Control;
 use crossbeam::channel;
 use disks::ProtectedDisks;
 use locks::StateLock;
-use nix::sys::signal::{SigSet, Signal};
 use owner::{Command, Owner, Parts, Shared};
 use redoubt_control::audit::AuditLog;
 use redoubt_control::runtime::create_private_directory;
+use redoubt_control::service::{StopSignals, notify_ready};
 use redoubt_control::socket::Server;
 use redoubt_control::status::Role;
 use redoubt_control::{AgentOptions, options};
@@ -63,7 +63,7 @@ const ENROL_RETRY: Duration = Duration::from_secs(2);
 
 /// Runs the agent until SIGTERM or SIGINT, or until another run takes its place.
 pub fn run(options: AgentOptions) -> Result<(), AgentError> {
-    let signals = block_signals()?;
+    let signals = StopSignals::block().map_err(signals_failed)?;
     create_private_directory(&options.state)?;
     create_private_directory(options.runtime.path())?;
     let _lock = StateLock::take(&options.state)?;
@@ -72,7 +72,8 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
         .enable_all()
         .build()
         .map_err(|source| AgentError::Start { what: "the network's runtime", source })?;
-    let stop = stop_on_signal(signals)?;
+    let (told, stop) = oneshot::channel();
+    signals.call(move || drop(told)).map_err(signals_failed)?;
     let Some((identity, stop)) = runtime.block_on(join_site(&options, stop))? else {
         return Ok(());
     };
@@ -225,34 +226,6 @@ fn host_name() -> String {
     nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Threads started from here on leave these signals to the one that waits for them.
-fn block_signals() -> Result<SigSet, AgentError> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals
-        .thread_block()
-        .map_err(|error| AgentError::Start { what: "signal handling", source: error.into() })?;
-    Ok(signals)
-}
-
-fn stop_on_signal(signals: SigSet) -> Result<oneshot::Receiver<()>, AgentError> {
-    let (stop, stopped) = oneshot::channel();
-    let wait = move || {
-        if let Ok(signal) = signals.wait() {
-            tracing::info!(%signal, "stopping");
-        }
-        drop(stop);
-    };
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(wait)
-        .map_err(|source| AgentError::Start { what: "the signal thread", source })?;
-    Ok(stopped)
-}
-
-fn notify_ready() {
-    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
-        tracing::debug!(%error, "no service manager was told");
-    }
+fn signals_failed(source: std::io::Error) -> AgentError {
+    AgentError::Start { what: "signal handling", source }
 }

@@ -1,6 +1,6 @@
 //! How commands and roles talk on one machine: the local socket's messages (which are the JSON
-//! interface), units, options, exit statuses. No business logic, and nothing that crosses
-//! the network.
+//! interface), units, options, exit statuses, and what a role owes its service manager. No business
+//! logic, and nothing that crosses the network.
 
 pub mod audit;
 pub mod config;
@@ -9,6 +9,7 @@ pub mod options;
 pub mod request;
 pub mod response;
 pub mod runtime;
+pub mod service;
 pub mod socket;
 pub mod status;
 pub mod units;

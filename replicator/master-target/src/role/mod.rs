@@ -18,11 +18,11 @@ use crate::store::{Store, StoreOptions};
 use arrivals::{Arrivals, Terms};
 use control::Control;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::{SigSet, Signal};
 use protected::{Registry, now};
 use redoubt_control::audit::AuditLog;
 use redoubt_control::options::Token;
 use redoubt_control::runtime::create_private_directory;
+use redoubt_control::service::{StopSignals, notify_ready};
 use redoubt_control::socket::Server;
 use redoubt_control::status::Role;
 use redoubt_control::{InviteOptions, TargetOptions};
@@ -44,7 +44,7 @@ const SITE_DIRECTORY: &str = "site";
 
 /// Runs the master target until SIGTERM or SIGINT; `listening` learns the address once it serves.
 pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result<(), TargetError> {
-    let signals = block_signals()?;
+    let signals = StopSignals::block().map_err(signals_failed)?;
     create_private_directory(&options.data)?;
     create_private_directory(options.runtime.path())?;
     let _lock = lock(&options.data)?;
@@ -57,7 +57,8 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
         tracing::error!(%machine, %error, "this machine is left alone until it is mended");
     }
     let audit = AuditLog::new(&options.data);
-    let stop = stop_on_signal(signals)?;
+    let (told, stop) = oneshot::channel();
+    signals.call(move || drop(told)).map_err(signals_failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -119,32 +120,6 @@ fn lock(data: &Path) -> Result<Flock<File>, TargetError> {
     })
 }
 
-/// Threads started from here on leave these signals to the one that waits for them.
-fn block_signals() -> Result<SigSet, TargetError> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals.thread_block().map_err(|error| TargetError::start("signal handling", error.into()))?;
-    Ok(signals)
-}
-
-fn stop_on_signal(signals: SigSet) -> Result<oneshot::Receiver<()>, TargetError> {
-    let (stop, stopped) = oneshot::channel();
-    let wait = move || {
-        if let Ok(signal) = signals.wait() {
-            tracing::info!(%signal, "stopping");
-        }
-        drop(stop);
-    };
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(wait)
-        .map_err(|source| TargetError::start("the signal thread", source))?;
-    Ok(stopped)
-}
-
-fn notify_ready() {
-    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
-        tracing::debug!(%error, "no service manager was told");
-    }
+fn signals_failed(source: std::io::Error) -> TargetError {
+    TargetError::start("signal handling", source)
 }
