@@ -1,13 +1,16 @@
 //! Which role a command talks to, and what becomes of a failure that it reports.
 
 use crate::arguments::Side;
-use crate::failure::Failure;
+use crate::failure::{Failure, exit_status, explain};
 use redoubt_control::socket::answering_roles;
-use redoubt_control::{Client, ExitStatus, Request, Response, Role, RuntimeDirectory};
+use redoubt_control::{Client, ExitStatus, Request, Response, Role, RuntimeDirectory, SocketError};
 use std::time::Duration;
 
-/// A role answers at once, or sends progress every few seconds; one that does neither hangs.
+/// A role that works sends progress every few seconds; one that does not for so long hangs.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A role looks up what it knows at once: who waits for that wants to hear soon that it hangs.
+pub const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The role to ask: the chosen one, else the target, else the agent.
 pub fn choose(directory: &RuntimeDirectory, side: Option<Side>) -> anyhow::Result<Role> {
@@ -25,6 +28,23 @@ pub fn nobody(directory: &RuntimeDirectory) -> anyhow::Error {
         directory.path().display()
     );
     Failure { status: ExitStatus::NoRole, message }.into()
+}
+
+/// Whether the error says that the role does not run.
+pub fn is_no_role(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(SocketError::NoRole { .. }))
+}
+
+/// Whether the error says that the role does not answer.
+pub fn is_hanging(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(SocketError::Hangs { .. }))
+}
+
+/// Two failures as one, of the first one's class.
+pub fn both(first: Option<anyhow::Error>, second: anyhow::Error) -> anyhow::Error {
+    let Some(first) = first else { return second };
+    let message = format!("{}; {}", explain(&first), explain(&second));
+    Failure { status: exit_status(&first), message }.into()
 }
 
 /// Asks and waits for the last response; what the role reports as failed becomes an error of its

@@ -6,10 +6,16 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use redoubt_control::status::RoleStatus;
+use redoubt_control::{
+    Handler, Peer, Request, Responder, Response, Role, RuntimeDirectory, Server,
+};
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 fn redoubt(runtime: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_redoubt"));
@@ -75,4 +81,53 @@ fn a_service_manager_is_told_when_it_serves() {
     let mut told = [0; 64];
     let length = manager.unwrap().recv(&mut told).unwrap();
     assert_eq!(std::str::from_utf8(&told[..length]).unwrap().trim(), "READY=1");
+}
+
+/// An agent that answers, played by the test.
+struct Agent;
+
+impl Handler for Agent {
+    fn handle(&self, _: Peer, _: Request, responder: &mut dyn Responder) {
+        let status = RoleStatus { role: Role::Agent, machines: vec![] };
+        responder.send(&Response::Status { status }).unwrap();
+    }
+}
+
+#[test]
+fn a_stopped_target_is_named_soon_and_the_agent_shown_all_the_same() {
+    let target = Target::start(|_, _| {});
+    let runtime = target.base.path().join("run");
+    let run = |words: &[&str]| {
+        let began = Instant::now();
+        let output = redoubt(&runtime).args(words).output().unwrap();
+        // The promise is five seconds; a busy machine gets some more, the old thirty never pass.
+        assert!(began.elapsed() < Duration::from_secs(15), "{words:?}: {:?}", began.elapsed());
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let named = format!("redoubt: the target behind {} does not answer", runtime.display());
+    target.signal(Signal::SIGSTOP);
+    std::thread::scope(|scope| {
+        for (words, expected) in [
+            (&["status"][..], 1),
+            (&["points"], 1),
+            (&["status", "--side", "target", "--json"], 1),
+            (&["mark", "--timeout", "1s"], 4),
+        ] {
+            let (run, named) = (&run, &named);
+            scope.spawn(move || {
+                let (status, out, error) = run(words);
+                assert_eq!((status, out.as_str()), (Some(expected), ""), "{words:?}");
+                assert!(error.starts_with(named), "{words:?}: {error}");
+            });
+        }
+    });
+    let directory = RuntimeDirectory::new(&runtime);
+    let _agent = Server::start(&directory, Role::Agent, Arc::new(Agent)).unwrap();
+    let (status, out, error) = run(&["status", "--json"]);
+    assert_eq!((status, out.as_str()), (Some(1), "{\"role\":\"agent\",\"machines\":[]}\n"));
+    assert!(error.starts_with(&named), "{error}");
+    target.signal(Signal::SIGCONT);
+    let (status, out, _) = run(&["status", "--json"]);
+    assert_eq!((status, out.lines().count()), (Some(0), 2));
 }

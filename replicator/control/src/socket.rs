@@ -60,8 +60,19 @@ pub enum SocketError {
         /// The path.
         path: PathBuf,
     },
-    /// No answer in time.
-    #[error("the other end of {path} did not answer in time: is the role overloaded? see its log")]
+    /// The role is there and does nothing.
+    #[error(
+        "the {role} behind {directory} does not answer: it hangs or was stopped; see its log, then \
+         let it go on or restart it"
+    )]
+    Hangs {
+        /// Which role.
+        role: Role,
+        /// Where.
+        directory: PathBuf,
+    },
+    /// The other end does not read or write in time.
+    #[error("the other end of {path} kept silent for too long")]
     Silent {
         /// Which socket.
         path: PathBuf,
@@ -107,7 +118,6 @@ impl SocketError {
     pub fn exit_status(&self) -> ExitStatus {
         match self {
             Self::NoRole { .. } => ExitStatus::NoRole,
-            Self::Silent { .. } => ExitStatus::TimedOut,
             _ => ExitStatus::Failed,
         }
     }

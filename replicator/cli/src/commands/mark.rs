@@ -1,6 +1,7 @@
 //! `redoubt mark`: a recovery point now. Prints its id and nothing else.
 
 use crate::arguments::Address;
+use crate::failure::{Failure, explain};
 use crate::{output, talk};
 use clap::Args;
 use redoubt_control::{Client, ExitStatus, Request, Response, RuntimeDirectory, Span};
@@ -42,10 +43,16 @@ pub fn run(command: &Mark, directory: &RuntimeDirectory) -> anyhow::Result<ExitS
     };
     let client = Client::connect(directory, role)?;
     // The role watches the timeout itself; ours is for a role that hangs.
-    let patience = command.timeout.0.saturating_add(talk::PATIENCE);
-    match talk::ask(client, &request, patience, &mut |_| {})? {
-        Response::Marked { point } => output::print(&format!("{point}\n"))?,
-        other => return Err(talk::unexpected(&other)),
+    let patience = command.timeout.0.saturating_add(talk::LOOK_PATIENCE);
+    match talk::ask(client, &request, patience, &mut |_| {}) {
+        Ok(Response::Marked { point }) => output::print(&format!("{point}\n"))?,
+        Ok(other) => return Err(talk::unexpected(&other)),
+        // Its time is over all the same, and the point may still come to be.
+        Err(error) if talk::is_hanging(&error) => {
+            let message = explain(&error);
+            return Err(Failure { status: ExitStatus::TimedOut, message }.into());
+        }
+        Err(error) => return Err(error),
     }
     Ok(ExitStatus::Done)
 }

@@ -5,7 +5,7 @@ use crate::table::Table;
 use crate::{output, talk};
 use clap::Args;
 use redoubt_control::status::PointStatus;
-use redoubt_control::{Client, ExitStatus, Request, Response, RuntimeDirectory};
+use redoubt_control::{Client, ExitStatus, Request, Response, Role, RuntimeDirectory};
 
 /// List the recovery points of a machine, oldest first.
 #[derive(Debug, Args)]
@@ -31,7 +31,12 @@ pub fn run(command: &Points, directory: &RuntimeDirectory) -> anyhow::Result<Exi
     let role = talk::choose(directory, command.address.side)?;
     let request = Request::Points { machine: command.address.machine.clone() };
     let client = Client::connect(directory, role)?;
-    match talk::ask(client, &request, talk::PATIENCE, &mut |_| {})? {
+    // An agent has to ask its target, and tells itself when that one does not answer.
+    let patience = match role {
+        Role::Agent => talk::PATIENCE + talk::LOOK_PATIENCE,
+        Role::Target => talk::LOOK_PATIENCE,
+    };
+    match talk::ask(client, &request, patience, &mut |_| {})? {
         Response::Points { points } if command.json => output::print_json(&points)?,
         Response::Points { points } => output::print(&render(&points))?,
         other => return Err(talk::unexpected(&other)),

@@ -1,11 +1,12 @@
 //! `redoubt status`: what goes on, for people or programs, once or every second.
 
 use crate::arguments::Side;
+use crate::failure::explain;
 use crate::table::Table;
 use crate::{output, talk};
 use clap::Args;
 use redoubt_control::status::{DiskStatus, MachineStatus, RoleStatus};
-use redoubt_control::{Client, ExitStatus, Request, Response, Role, RuntimeDirectory, SocketError};
+use redoubt_control::{Client, ExitStatus, Request, Response, Role, RuntimeDirectory};
 use std::io::{self, IsTerminal};
 use std::thread;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 #[command(
     long_about = "Show every protected disk: its state, why, and what remains to be done.\n\n\
-        Where agent and target both run here, both are shown. STATE is initial-sync, streaming, \
+        Where agent and target both run here, both are shown; one that does not answer within some \
+        seconds is named, and the exit status is 1. STATE is initial-sync, streaming, \
         catch-up, verifying or paused; REASON says why it is not simply streaming. RPO is the age \
         of what the target holds for certain; that of an idle machine does not grow.",
     after_long_help = "Examples:\n  \
@@ -41,7 +43,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 pub fn run(command: &Status, directory: &RuntimeDirectory) -> anyhow::Result<ExitStatus> {
     let redraw = command.watch && !command.json && io::stdout().is_terminal();
     loop {
-        let roles = ask(command.side, directory)?;
+        let Told { roles, failure } = ask(command.side, directory)?;
         let text = match command.json {
             true => lines(&roles)?,
             false => roles.iter().map(render).collect::<Vec<_>>().join("\n"),
@@ -51,27 +53,51 @@ pub fn run(command: &Status, directory: &RuntimeDirectory) -> anyhow::Result<Exi
             (false, true) => output::print(&format!("{text}\n"))?,
             (false, false) => output::print(&text)?,
         }
-        if !command.watch {
-            return Ok(ExitStatus::Done);
+        match failure {
+            Some(failure) if !command.watch => return Err(failure),
+            // The one that answers is watched on: the other may come back.
+            Some(failure) => tracing::warn!("{}", explain(&failure)),
+            None if !command.watch => return Ok(ExitStatus::Done),
+            None => {}
         }
         thread::sleep(WATCH_INTERVAL);
     }
 }
 
-fn ask(side: Option<Side>, directory: &RuntimeDirectory) -> anyhow::Result<Vec<RoleStatus>> {
+/// What at least one role has told, and why the other has not.
+struct Told {
+    roles: Vec<RoleStatus>,
+    failure: Option<anyhow::Error>,
+}
+
+fn ask(side: Option<Side>, directory: &RuntimeDirectory) -> anyhow::Result<Told> {
     let roles = side.map_or_else(|| vec![Role::Agent, Role::Target], |side| vec![side.into()]);
-    let mut answers = Vec::new();
-    for role in roles {
-        let client = match Client::connect(directory, role) {
-            Err(SocketError::NoRole { .. }) if side.is_none() => continue,
-            client => client?,
-        };
-        match talk::ask(client, &Request::Status, talk::PATIENCE, &mut |_| {})? {
-            Response::Status { status } => answers.push(status),
-            other => return Err(talk::unexpected(&other)),
+    // At the same time: one that hangs must not hold up the other.
+    let answers: Vec<_> = thread::scope(|scope| {
+        let asked = roles.iter().map(|role| scope.spawn(|| ask_one(directory, *role)));
+        let asked: Vec<_> = asked.collect();
+        asked.into_iter().map(|asked| asked.join().expect("asking does not panic")).collect()
+    });
+    let mut told = Told { roles: Vec::new(), failure: None };
+    for answer in answers {
+        match answer {
+            Ok(status) => told.roles.push(status),
+            Err(error) if side.is_none() && talk::is_no_role(&error) => {}
+            Err(error) => told.failure = Some(talk::both(told.failure, error)),
         }
     }
-    if answers.is_empty() { Err(talk::nobody(directory)) } else { Ok(answers) }
+    match told.roles.is_empty() {
+        true => Err(told.failure.unwrap_or_else(|| talk::nobody(directory))),
+        false => Ok(told),
+    }
+}
+
+fn ask_one(directory: &RuntimeDirectory, role: Role) -> anyhow::Result<RoleStatus> {
+    let client = Client::connect(directory, role)?;
+    match talk::ask(client, &Request::Status, talk::LOOK_PATIENCE, &mut |_| {})? {
+        Response::Status { status } => Ok(status),
+        other => Err(talk::unexpected(&other)),
+    }
 }
 
 fn lines(roles: &[RoleStatus]) -> anyhow::Result<String> {

@@ -4,7 +4,11 @@ use super::*;
 use crate::request::Request;
 use crate::response::Response;
 use crate::runtime::RuntimeDirectory;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
@@ -143,13 +147,14 @@ fn what_is_not_a_request_is_answered_and_harms_nobody() {
 }
 
 #[test]
-fn a_silent_role_times_out_and_a_dead_one_is_closed() {
+fn a_silent_role_hangs_and_a_dead_one_is_closed() {
     let site = Site::new();
     let path = site.directory().socket(Role::Agent);
     let listener = UnixListener::bind(&path).unwrap();
     let client = Client::connect(&site.directory(), Role::Agent).unwrap();
     let error = client.call(&Request::Status, Duration::from_millis(20), &mut |_| {}).unwrap_err();
-    assert_eq!(error.exit_status(), ExitStatus::TimedOut);
+    assert!(matches!(error, SocketError::Hangs { role: Role::Agent, .. }), "{error}");
+    assert_eq!(error.exit_status(), ExitStatus::Failed);
     let role = thread::spawn(move || {
         let (silent, _) = listener.accept().unwrap();
         let (dying, _) = listener.accept().unwrap();
@@ -160,6 +165,26 @@ fn a_silent_role_times_out_and_a_dead_one_is_closed() {
     let error = site.call(&Request::Status).unwrap_err();
     assert!(matches!(error, SocketError::Closed { .. }), "{error}");
     role.join().unwrap();
+}
+
+/// What a stopped role looks like to a monitor that has asked it a few thousand times.
+#[test]
+fn a_role_with_a_full_queue_hangs_and_holds_nobody_up() {
+    let site = Site::new();
+    let path = site.directory().socket(Role::Agent);
+    let queue = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+    bind(queue.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    listen(&queue, Backlog::new(0).unwrap()).unwrap();
+    let _first = UnixStream::connect(&path).unwrap();
+    let error = site.call(&Request::Status).unwrap_err();
+    assert!(matches!(error, SocketError::Hangs { role: Role::Agent, .. }), "{error}");
+}
+
+#[test]
+fn a_path_too_long_for_a_socket_is_told_as_such() {
+    let directory = RuntimeDirectory::new(format!("/tmp/{}", "x".repeat(120)));
+    let error = Client::connect(&directory, Role::Target).err().unwrap();
+    assert!(matches!(error, SocketError::TooLong { .. }), "{error}");
 }
 
 #[test]
