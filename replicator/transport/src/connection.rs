@@ -9,7 +9,9 @@ use crate::tls;
 use nix::sys::socket::{setsockopt, sockopt};
 use quinn::{RecvStream, SendStream};
 use redoubt_log::frame::FRAME_STORED_LIMIT;
-use redoubt_protocol::message::{LENGTH_BYTES, RequestId, body_length, decode, encode};
+use redoubt_protocol::message::{
+    LENGTH_BYTES, MESSAGE_LIMIT, RequestId, body_length, decode, encode,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
@@ -250,9 +252,22 @@ pub(crate) async fn write_message<T: Serialize>(
 }
 
 pub(crate) async fn read_message<T: DeserializeOwned>(stream: &mut RecvStream) -> Result<T> {
+    read_message_within(stream, MESSAGE_LIMIT).await
+}
+
+/// Reads a message of at most `limit` bytes: no more memory is taken for it.
+pub(crate) async fn read_message_within<T: DeserializeOwned>(
+    stream: &mut RecvStream,
+    limit: usize,
+) -> Result<T> {
     let mut length = [0; LENGTH_BYTES];
     stream.read_exact(&mut length).await.map_err(TransportError::of_read)?;
-    let mut body = vec![0; body_length(length)?];
+    let length = body_length(length)?;
+    if length > limit {
+        let text = format!("a message of {length} bytes, where {limit} are the most");
+        return Err(TransportError::Protocol(text));
+    }
+    let mut body = vec![0; length];
     stream.read_exact(&mut body).await.map_err(TransportError::of_read)?;
     Ok(decode(&body)?)
 }

@@ -3,7 +3,7 @@
 
 use crate::agent_identity::AgentIdentity;
 use crate::certificate;
-use crate::connection::{dial, read_message, write_message};
+use crate::connection::{CONNECT_TIMEOUT, dial, read_message, read_message_within, write_message};
 use crate::error::{Result, TransportError};
 use crate::site::Site;
 use crate::tls;
@@ -13,6 +13,9 @@ use redoubt_protocol::PROTOCOL_VERSION;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
+
+/// Largest request: a certificate request, a host name and a few numbers come to one kilobyte.
+const REQUEST_LIMIT_BYTES: usize = 16 << 10;
 
 /// What the machine asks.
 #[derive(Serialize, Deserialize)]
@@ -75,9 +78,14 @@ pub async fn enrol(directory: &Path, token: &Token, host_name: &str) -> Result<A
     let config = tls::enrolling_client(token.fingerprint)?;
     let (_endpoint, connection) = dial(&token.address, config).await?;
     let lost = |error| TransportError::of_connection(&error, Some(&token.address));
-    let (mut out, mut back) = connection.open_bi().await.map_err(lost)?;
-    write_message(&mut out, &request).await?;
-    let reply: Reply = read_message(&mut back).await?;
+    let asked = async {
+        let (mut out, mut back) = connection.open_bi().await.map_err(lost)?;
+        write_message(&mut out, &request).await?;
+        read_message::<Reply>(&mut back).await
+    };
+    let reply = tokio::time::timeout(CONNECT_TIMEOUT, asked)
+        .await
+        .unwrap_or_else(|_| Err(TransportError::Lost("no answer".to_owned())))?;
     connection.close(0u32.into(), b"done");
     let answer = reply.map_err(|refusal| TransportError::EnrolRefused {
         address: token.address.clone(),
@@ -98,7 +106,7 @@ pub(crate) async fn answer(
 ) -> Result<Option<(MachineId, Name)>> {
     let lost = |error| TransportError::of_connection(&error, None);
     let (mut out, mut back) = connection.accept_bi().await.map_err(lost)?;
-    let request: EnrolRequest = read_message(&mut back).await?;
+    let request: EnrolRequest = read_message_within(&mut back, REQUEST_LIMIT_BYTES).await?;
     let stored = tokio::task::spawn_blocking(move || site.enrol(&request)).await;
     let reply: Reply = match stored {
         Ok(Ok(reply)) => reply,

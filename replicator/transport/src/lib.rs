@@ -5,6 +5,7 @@
 mod agent_identity;
 mod certificate;
 mod connection;
+mod door;
 mod enrol;
 mod error;
 mod files;

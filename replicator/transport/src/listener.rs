@@ -3,6 +3,7 @@
 
 use crate::certificate;
 use crate::connection::{CONNECT_TIMEOUT, Connection, socket};
+use crate::door::{Door, Place};
 use crate::enrol;
 use crate::error::{Result, TransportError};
 use crate::site::Site;
@@ -12,17 +13,24 @@ use redoubt_log::{MachineId, Name};
 use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long who was not let in keeps its place: what a handshake costs us is then bounded by the
+/// number of places a second.
+const STRANGER_PAUSE: Duration = Duration::from_secs(1);
 
 /// The target's end of all connections.
 pub struct Listener {
     endpoint: quinn::Endpoint,
     site: Arc<Site>,
+    door: Arc<Door>,
 }
 
-/// Somebody who knocks; nothing is known yet.
+/// Somebody who knocks; nothing is known yet but that it receives what is sent to its address.
 pub struct Arriving {
     incoming: quinn::Incoming,
     site: Arc<Site>,
+    place: Place,
 }
 
 /// Who came.
@@ -39,7 +47,7 @@ impl Listener {
     /// Listens at the address; port 0 means any. Needs a tokio runtime.
     pub fn bind(address: SocketAddr, site: Arc<Site>) -> Result<Self> {
         let endpoint = socket(address, Some(tls::server(&site)?))?;
-        Ok(Self { endpoint, site })
+        Ok(Self { endpoint, site, door: Arc::default() })
     }
 
     /// Where it listens.
@@ -48,10 +56,27 @@ impl Listener {
     }
 
     /// The next who knocks; finish each in a task of its own, since it may be slow. `None` once
-    /// closed.
+    /// closed. Who finds no place is refused, and may come again.
     pub async fn accept(&self) -> Option<Arriving> {
-        let incoming = self.endpoint.accept().await?;
-        Some(Arriving { incoming, site: self.site.clone() })
+        loop {
+            let incoming = self.endpoint.accept().await?;
+            let remote = incoming.remote_address();
+            if !incoming.remote_address_validated() {
+                // A sender's address may be forged: before it costs us a place, it has to bring
+                // back what we send there (RFC 9000, 8.1.2). We remember nothing of it until then.
+                if let Err(error) = incoming.retry() {
+                    tracing::debug!(%remote, %error, "no address can be asked for");
+                }
+                continue;
+            }
+            match self.door.enter(remote.ip()) {
+                Some(place) => return Some(Arriving { incoming, site: self.site.clone(), place }),
+                None => {
+                    tracing::debug!(%remote, "too many knock at once: refused");
+                    incoming.refuse();
+                }
+            }
+        }
     }
 
     /// Closes all connections with the reason, and waits until that was said.
@@ -69,40 +94,53 @@ impl Arriving {
 
     /// Finds out who it is.
     pub async fn finish(self) -> Result<Arrival> {
-        tokio::time::timeout(CONNECT_TIMEOUT, self.identify())
-            .await
-            .unwrap_or_else(|_| Err(TransportError::Lost("the handshake took too long".to_owned())))
-    }
-
-    async fn identify(self) -> Result<Arrival> {
-        let lost = |error| TransportError::of_connection(&error, None);
-        let connection = self.incoming.await.map_err(lost)?;
-        let protocol = connection
-            .handshake_data()
-            .and_then(|data| data.downcast::<HandshakeData>().ok())
-            .and_then(|data| data.protocol);
-        if protocol.as_deref() == Some(tls::ALPN_ENROL) {
-            let joined = enrol::answer(&connection, self.site).await?;
-            return Ok(joined
-                .map_or(Arrival::NotEnrolled, |(machine, name)| Arrival::Enrolled(machine, name)));
+        let Self { incoming, site, place } = self;
+        let identified = tokio::time::timeout(CONNECT_TIMEOUT, identify(incoming, site)).await;
+        let who = identified.unwrap_or_else(|_| {
+            Err(TransportError::Lost("the handshake took too long".to_owned()))
+        });
+        if !matches!(who, Ok(Arrival::Machine(..) | Arrival::Enrolled(..))) {
+            tokio::spawn(async move {
+                tokio::time::sleep(STRANGER_PAUSE).await;
+                drop(place);
+            });
         }
-        let shown = connection
-            .peer_identity()
-            .and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let Some(own) = shown.as_ref().and_then(|chain| chain.first()) else {
-            let refusal = TransportError::NoCertificate;
-            connection.close(1u32.into(), refusal.to_string().as_bytes());
-            return Err(refusal);
-        };
-        let machine = certificate::machine_of(own)?;
-        if self.site.machine(machine)?.is_none() {
-            let text = format!("machine {machine} is not known here any more: enrol it again");
-            connection.close(2u32.into(), text.as_bytes());
-            return Err(TransportError::Protocol(text));
-        }
-        Ok(Arrival::Machine(machine, Connection::accepted(connection).await?))
+        who
     }
 }
 
+async fn identify(incoming: quinn::Incoming, site: Arc<Site>) -> Result<Arrival> {
+    let lost = |error| TransportError::of_connection(&error, None);
+    let connection = incoming.await.map_err(lost)?;
+    let protocol = connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok())
+        .and_then(|data| data.protocol);
+    if protocol.as_deref() == Some(tls::ALPN_ENROL) {
+        let joined = enrol::answer(&connection, site).await?;
+        return Ok(
+            joined.map_or(Arrival::NotEnrolled, |(machine, name)| Arrival::Enrolled(machine, name))
+        );
+    }
+    let shown = connection
+        .peer_identity()
+        .and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let Some(own) = shown.as_ref().and_then(|chain| chain.first()) else {
+        let refusal = TransportError::NoCertificate;
+        connection.close(1u32.into(), refusal.to_string().as_bytes());
+        return Err(refusal);
+    };
+    let machine = certificate::machine_of(own)?;
+    if site.machine(machine)?.is_none() {
+        let text = format!("machine {machine} is not known here any more: enrol it again");
+        connection.close(2u32.into(), text.as_bytes());
+        return Err(TransportError::Protocol(text));
+    }
+    tls::trust(&connection);
+    Ok(Arrival::Machine(machine, Connection::accepted(connection).await?))
+}
+
+#[cfg(test)]
+mod stranger_tests;
 #[cfg(test)]
 mod tests;

@@ -35,6 +35,16 @@ const IDLE_MILLISECONDS: u32 = 10_000;
 /// anybody will.
 const STREAMS: u32 = 16;
 
+/// Bytes that a stranger may have on its way, whose memory nobody has earned yet: a request to join
+/// is a few kilobytes.
+pub(crate) const STRANGER_WINDOW_BYTES: u32 = 32 << 10;
+
+/// First datagrams that wait to be looked at, each with keys of its own: a moment of a flood.
+const FIRST_DATAGRAMS: usize = 1024;
+
+/// What may wait behind a first datagram: the rest of a large hello.
+const BEHIND_FIRST_BYTES: u64 = 8 << 10;
+
 /// Packets that a fresh connection may send before it knows the line; the largest that any path
 /// carries.
 const FIRST_MTU: u16 = 1200;
@@ -63,8 +73,22 @@ pub(crate) fn server(site: &Site) -> Result<quinn::ServerConfig> {
     tls.alpn_protocols = vec![ALPN.to_vec(), ALPN_ENROL.to_vec()];
     let quic = QuicServerConfig::try_from(tls).map_err(|error| setup(&error))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(quic));
-    config.transport_config(Arc::new(transport()));
+    let mut strangers = transport();
+    strangers
+        .receive_window(VarInt::from_u32(STRANGER_WINDOW_BYTES))
+        .max_concurrent_uni_streams(VarInt::from_u32(0));
+    config
+        .transport_config(Arc::new(strangers))
+        .max_incoming(FIRST_DATAGRAMS)
+        .incoming_buffer_size(BEHIND_FIRST_BYTES)
+        .incoming_buffer_size_total(BEHIND_FIRST_BYTES * FIRST_DATAGRAMS as u64);
     Ok(config)
+}
+
+/// Gives a machine that has proven who it is all that its connection needs.
+pub(crate) fn trust(connection: &quinn::Connection) {
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(STREAMS));
 }
 
 pub(crate) fn client(identity: &AgentIdentity) -> Result<quinn::ClientConfig> {

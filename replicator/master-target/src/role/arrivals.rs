@@ -11,10 +11,7 @@ use redoubt_transport::{Arrival, Arriving, Connection, Listener, Site};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{Semaphore, oneshot};
-
-/// Handshakes at once: beyond it newcomers wait, those who are in do not.
-const HANDSHAKES_AT_ONCE: usize = 64;
+use tokio::sync::oneshot;
 
 /// What every session is offered.
 #[derive(Clone, Copy)]
@@ -34,7 +31,6 @@ pub(super) struct Arrivals {
 impl Arrivals {
     /// Serves until `stop` ends.
     pub async fn serve(self, mut stop: oneshot::Receiver<()>) {
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_AT_ONCE));
         let connections = Arc::new(AtomicU64::new(0));
         self.start_tasks();
         loop {
@@ -44,17 +40,13 @@ impl Arrivals {
             };
             let Some(arriving) = arriving else { break };
             self.start_tasks();
-            let Ok(permit) = handshakes.clone().acquire_owned().await else { break };
             let greeting = Greeting {
                 registry: self.registry.clone(),
                 site: self.site.clone(),
                 terms: self.terms,
                 connections: connections.clone(),
             };
-            tokio::spawn(async move {
-                greeting.greet(arriving).await;
-                drop(permit);
-            });
+            tokio::spawn(greeting.greet(arriving));
         }
         self.listener.close("the target stops").await;
     }
