@@ -127,9 +127,10 @@ pub enum AgentError {
     /// Identity, enrolment, connection.
     #[error(transparent)]
     Transport(#[from] redoubt_transport::TransportError),
-    /// Another run took this one's place.
-    #[error("{0}: another agent with this identity has connected; this one ends")]
-    Replaced(Refusal),
+    /// The target does not serve this run, and never will: another took its place, or the
+    /// machine's name is another's.
+    #[error("{0}; this agent ends")]
+    Refused(Refusal),
     /// A thread or signal handler could not be had.
     #[error("cannot start {what}: {source}")]
     Start {

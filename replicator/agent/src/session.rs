@@ -207,7 +207,7 @@ impl Driver {
                     tracing::warn!(%refusal, "refused");
                     self.shared.link.refused(refusal.to_string());
                 }
-                AgentAction::Ended(refusal) => self.ended = Some(AgentError::Replaced(refusal)),
+                AgentAction::Ended(refusal) => self.ended = Some(AgentError::Refused(refusal)),
                 AgentAction::Deliver(message) => self.deliver(message),
                 AgentAction::WakeAt(at) => {
                     self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));

@@ -107,8 +107,8 @@ pub enum AgentAction<F> {
     ResyncNeeded(String),
     /// The target takes nothing from us; it is asked again later.
     Refused(Refusal),
-    /// The session is over for good: another run of the agent has taken its place. The process
-    /// ends.
+    /// The session is over for good: another run of the agent has taken its place, or the machine's
+    /// name is another's. The process ends.
     Ended(Refusal),
     /// What the target said that does not concern the session.
     Deliver(TargetMessage),
@@ -322,7 +322,13 @@ impl<F: Clone> AgentSession<F> {
     }
 
     fn refused(&mut self, refusal: Refusal, now: Instant, actions: &mut Actions<F>) {
-        if refusal.code == RefusalCode::NewerIncarnation && self.held {
+        let is_for_good = match refusal.code {
+            RefusalCode::NewerIncarnation => self.held,
+            // Only an operator can give it another.
+            RefusalCode::NameTaken => true,
+            _ => false,
+        };
+        if is_for_good {
             self.state = State::Ended;
             self.held = false;
             actions.push(AgentAction::Ended(refusal));

@@ -338,6 +338,8 @@ pub enum RefusalCode {
     Malformed,
     /// The target is starting or stopping: come back.
     NotReady,
+    /// Another machine of the site has its name: this one must be enrolled by another.
+    NameTaken,
 }
 
 impl std::fmt::Display for RefusalCode {
@@ -351,6 +353,7 @@ impl std::fmt::Display for RefusalCode {
             Self::TargetFull => "target full",
             Self::Malformed => "malformed",
             Self::NotReady => "not ready",
+            Self::NameTaken => "name taken",
         })
     }
 }

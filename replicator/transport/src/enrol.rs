@@ -59,6 +59,8 @@ pub enum EnrolRefusalCode {
     Malformed,
     /// The target could not store the machine; the token is still good for this one.
     Failed,
+    /// Another machine of the site has the name; the token is still good.
+    NameTaken,
 }
 
 type Reply = std::result::Result<EnrolAnswer, EnrolRefusal>;

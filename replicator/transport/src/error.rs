@@ -2,6 +2,7 @@
 
 use crate::enrol::EnrolRefusalCode;
 use quinn::ConnectionError;
+use redoubt_log::Name;
 use redoubt_log::frame::FrameError;
 use redoubt_protocol::MessageError;
 use std::path::PathBuf;
@@ -50,6 +51,15 @@ pub enum TransportError {
         code: EnrolRefusalCode,
         /// For people.
         text: String,
+    },
+    /// A machine of the site has the name that another is to be invited by.
+    #[error(
+        "machine {name} has joined this site already, and a name is given once: invite another \
+         with `redoubt invite --machine OTHER`"
+    )]
+    NameTaken {
+        /// The name.
+        name: Name,
     },
     /// Nobody answers.
     #[error("{address} cannot be reached: {detail}")]

@@ -2,6 +2,7 @@
 //! what they hold.
 
 use crate::error::{Result, TransportError};
+use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -48,6 +49,14 @@ pub(crate) fn load(path: &Path) -> Result<Option<Vec<u8>>> {
 /// A whole file of text that must be there.
 pub(crate) fn load_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(failed(path, "read"))
+}
+
+/// Waits until nobody else holds the lock with this path, and holds it until the file is dropped.
+pub(crate) fn lock(path: &Path) -> Result<Flock<File>> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let file = file.map_err(failed(path, "open"))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| failed(path, "lock")(error.into()))
 }
 
 /// Makes creations, renames and removals beside `path` durable.

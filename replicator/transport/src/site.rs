@@ -9,6 +9,7 @@
 //!   tokens/<id>            an invitation: hash of its secret, expiry, name
 //!   tokens/<id>.used       who used it; created before anything is answered, and never twice
 //!   machines/<machine id>  name and frame key of a machine that joined
+//!   lock                   held while a machine is taken in: no two get one name
 //! ```
 
 use crate::certificate::{self, Pair};
@@ -107,7 +108,15 @@ impl Site {
     }
 
     /// Invites one machine to the target at `address` (host and port, as machines reach it).
+    ///
+    /// # Errors
+    /// [`TransportError::NameTaken`] where a machine of that name has joined.
     pub fn invite(&self, address: &str, machine: Option<Name>, expires: Duration) -> Result<Token> {
+        if let Some(name) = &machine
+            && self.has_joined(name)?
+        {
+            return Err(TransportError::NameTaken { name: name.clone() });
+        }
         let authority = certificate::der(&self.authority.certificate)?;
         let token = Token {
             address: address.to_owned(),
@@ -152,6 +161,10 @@ impl Site {
         }))
     }
 
+    fn has_joined(&self, name: &Name) -> Result<bool> {
+        Ok(self.machines()?.iter().any(|machine| machine.name == *name))
+    }
+
     /// Shuts a machine out: its certificate is worth nothing from here on.
     pub fn remove_machine(&self, machine: MachineId) -> Result<()> {
         let path = self.machine_path(machine);
@@ -171,14 +184,14 @@ impl Site {
         &self.server
     }
 
-    /// Takes a machine in, if its token is good. The token is used up on disk before the answer
-    /// exists; the same key with the same token gets the same answer again, in case the first was
-    /// lost.
+    /// Takes a machine in, if its token is good and its name free. The token is used up on disk
+    /// before the answer exists, and by nothing else; the same key with the same token gets the
+    /// same answer again, in case the first was lost. Who does not know the secret learns nothing.
     pub(crate) fn enrol(
         &self,
         request: &EnrolRequest,
     ) -> Result<std::result::Result<EnrolAnswer, EnrolRefusal>> {
-        use EnrolRefusalCode::{Expired, Malformed, Unknown, Used, WrongSecret};
+        use EnrolRefusalCode::{Expired, Malformed, NameTaken, Unknown, Used, WrongSecret};
         let refuse = |code, text: &str| Ok(Err(EnrolRefusal { code, text: text.to_owned() }));
         let again = "make a new one with `redoubt invite`";
         let Some(token) = load_record::<TokenRecord>(&self.token_path(&request.token_id, ""))?
@@ -192,23 +205,32 @@ impl Site {
         let Ok(key_hash) = certificate::requested_key(&request.certificate_request) else {
             return refuse(Malformed, "the certificate request cannot be read");
         };
+        let _alone = files::lock(&self.directory.join("lock"))?;
         let used_path = self.token_path(&request.token_id, ".used");
-        if token.expires_seconds <= seconds_now()
-            && load_record::<UsedRecord>(&used_path)?.is_none()
-        {
+        let used = load_record::<UsedRecord>(&used_path)?;
+        if used.as_ref().is_some_and(|used| used.key_hash != key_hash) {
+            return refuse(Used, &format!("the token was used by another machine; {again}"));
+        }
+        if used.is_none() && token.expires_seconds <= seconds_now() {
             return refuse(Expired, &format!("the token has expired; {again}"));
         }
         let name = match token.machine.or_else(|| as_name(&request.host_name)) {
             Some(name) => name,
             None => return refuse(Malformed, "the host name is no name: invite with --machine"),
         };
-        let claim = UsedRecord { version: VERSION, key_hash, machine: MachineId::random() };
-        create_record(&used_path, &claim)?;
-        let used = load_record::<UsedRecord>(&used_path)?.unwrap_or(claim);
-        if used.key_hash != key_hash {
+        let machine = used.as_ref().map_or_else(MachineId::random, |used| used.machine);
+        if self.machine(machine)?.is_none() && self.has_joined(&name)? {
+            let text = format!(
+                "another machine of its site is called {name}; invite this one by another name, \
+                 with `redoubt invite --machine OTHER`"
+            );
+            return refuse(NameTaken, &text);
+        }
+        let claim = UsedRecord { version: VERSION, key_hash, machine };
+        if used.is_none() && !create_record(&used_path, &claim)? {
             return refuse(Used, &format!("the token was used by another machine; {again}"));
         }
-        self.answer(request, used.machine, name).map(Ok)
+        self.answer(request, machine, name).map(Ok)
     }
 
     fn answer(

@@ -72,11 +72,17 @@ async fn a_token_is_refused_with_the_right_reason() {
         let expired = beside.invite(&place, None, Duration::ZERO).unwrap();
         let expired = enrol(&state.path().join("two"), &expired, "x").await.err().unwrap();
         assert_eq!(code(&expired), Some(EnrolRefusalCode::Expired), "{expired}");
+        let other = beside.invite(&place, None, HOUR).unwrap();
+        let taken = enrol(&state.path().join("two"), &other, "db").await.err().unwrap();
+        assert_eq!(code(&taken), Some(EnrolRefusalCode::NameTaken), "{taken}");
+        assert!(AgentIdentity::load(&state.path().join("two")).unwrap().is_none());
         let mut mistyped = token.to_string();
         mistyped.pop();
         let mistyped = mistyped.parse::<Token>().err().unwrap();
         assert!(mistyped.to_string().contains("mistyped"), "{mistyped}");
         assert_eq!(site.machines().unwrap().len(), 1);
+        let second = enrol(&state.path().join("two"), &other, "db-2").await.unwrap();
+        assert_eq!(second.name.as_str(), "db-2");
     };
     tokio::select! { () = serve => panic!("the listener ended"), () = ask => {} }
 }

@@ -1,13 +1,16 @@
 //! Who connects: machines that joined, and machines that join. Each machine has a task of its own;
 //! a stranger costs a handshake and no more.
 
-use super::connection::Link;
+use super::connection::{CLOSE_PATIENCE, Link};
 use super::error::TargetError;
-use super::machine::{MachineEvent, MachineTask};
-use super::protected::Registry;
+use super::machine::{self, MachineEvent, MachineTask};
+use super::protected::{Protected, Registry};
+use crate::store::StoreError;
 use redoubt_log::MachineId;
-use redoubt_protocol::ConnectionId;
-use redoubt_transport::{Arrival, Arriving, Connection, Listener, Site};
+use redoubt_log::frame::FrameKey;
+use redoubt_protocol::message::{Refusal, RefusalCode};
+use redoubt_protocol::{AgentMessage, ConnectionId, TargetMessage};
+use redoubt_transport::{Arrival, Arriving, Connection, Listener, Parts, Site};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -73,11 +76,13 @@ impl Greeting {
     async fn greet(self, arriving: Arriving) {
         let remote = arriving.remote_address();
         match arriving.finish().await {
-            Ok(Arrival::Machine(id, connection)) => {
-                if let Err(error) = self.take_in(id, connection).await {
+            Ok(Arrival::Machine(id, connection)) => match self.machine(id) {
+                Ok((machine, key)) => self.take_in(&machine, key, connection).await,
+                Err(error) => {
                     tracing::error!(machine = %id, %remote, %error, "machine cannot be served");
+                    turn_away(connection, refusal_of(&error)).await;
                 }
-            }
+            },
             Ok(Arrival::Enrolled(id, name)) => {
                 tracing::info!(machine = %id, %name, %remote, "a machine has joined");
             }
@@ -86,17 +91,52 @@ impl Greeting {
         }
     }
 
-    /// A machine of this site: its store is made at its first connection, so that no crash can come
-    /// between.
-    async fn take_in(&self, id: MachineId, connection: Connection) -> Result<(), TargetError> {
-        let Some(enrolled) = self.site.machine(id)? else { return Ok(()) };
+    /// A machine of this site, and the key of its frames: its store is made at its first
+    /// connection, so that no crash can come between.
+    fn machine(&self, id: MachineId) -> Result<(Arc<Protected>, FrameKey), TargetError> {
+        let unopened = || TargetError::Unopened { machine: id };
+        let enrolled = self.site.machine(id)?.ok_or_else(unopened)?;
         self.registry.protect(id, &enrolled.name)?;
         start_tasks(&self.registry, self.terms);
-        let machine = self.registry.get(id).ok_or(TargetError::Unopened { machine: id })?;
+        let machine = self.registry.get(id).ok_or_else(unopened)?;
+        Ok((machine, enrolled.frame_key))
+    }
+
+    async fn take_in(&self, machine: &Protected, key: FrameKey, connection: Connection) {
         let number = ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed) + 1);
-        let link = Link::new(number, connection, enrolled.frame_key, &machine.events);
+        let link = Link::new(number, connection, key, &machine.events);
         // The task ends only with the process.
         let _ = machine.events.send(MachineEvent::Arrived(number, link)).await;
-        Ok(())
     }
 }
+
+/// Tells a machine why it is not served; it closes once it has heard it.
+async fn turn_away(connection: Connection, refusal: Refusal) {
+    let Parts { mut sender, handle, receiver: _receiver } =
+        connection.into_parts::<TargetMessage, AgentMessage>();
+    let reason = refusal.to_string();
+    let told = async {
+        sender.send(&TargetMessage::Refused(refusal)).await?;
+        Err::<(), _>(handle.closed().await)
+    };
+    // A machine that has gone comes again and is told then.
+    let _ = tokio::time::timeout(CLOSE_PATIENCE, told).await;
+    handle.close(&reason);
+}
+
+fn refusal_of(error: &TargetError) -> Refusal {
+    match error {
+        TargetError::Store(StoreError::NameTaken(name)) => Refusal {
+            code: RefusalCode::NameTaken,
+            text: format!(
+                "another machine of its site is called {name}; enrol this one anew by another \
+                 name, with a new state directory and a token of `redoubt invite --machine OTHER`"
+            ),
+        },
+        TargetError::Store(error) => machine::refusal_of(error),
+        other => Refusal { code: RefusalCode::NotReady, text: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -91,7 +91,7 @@ impl Link {
 }
 
 /// How long a last word may take: a round trip or two.
-const CLOSE_PATIENCE: std::time::Duration = std::time::Duration::from_millis(500);
+pub(super) const CLOSE_PATIENCE: std::time::Duration = std::time::Duration::from_millis(500);
 
 async fn receive_frames(
     id: ConnectionId,

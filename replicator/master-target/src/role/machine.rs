@@ -245,7 +245,7 @@ fn welcome(
     }
 }
 
-fn refusal_of(error: &StoreError) -> Refusal {
+pub(super) fn refusal_of(error: &StoreError) -> Refusal {
     let code = if error.is_full() { RefusalCode::TargetFull } else { RefusalCode::NotReady };
     Refusal { code, text: error.to_string() }
 }

@@ -163,3 +163,14 @@ fn a_refusal_is_tried_again_but_a_newer_run_is_the_end() {
     node.now += crate::RETRY_LONGEST;
     assert!(node.handle(AgentEvent::Tick).is_empty());
 }
+
+#[test]
+fn a_name_that_is_anothers_is_the_end_before_any_welcome() {
+    let mut node = Node::new(AgentPast::default());
+    node.greet();
+    let refusal = Refusal { code: RefusalCode::NameTaken, text: String::new() };
+    let actions = node.hear(TargetMessage::Refused(refusal));
+    assert!(matches!(actions[..], [AgentAction::Ended(_)]));
+    node.now += crate::RETRY_LONGEST;
+    assert!(node.handle(AgentEvent::Tick).is_empty());
+}

@@ -60,6 +60,70 @@ fn two_machines_race_for_one_token() {
 }
 
 #[test]
+fn a_name_is_given_once_and_refusing_it_spends_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::open_or_create(directory.path()).unwrap();
+    // Made while the name was free, as the second: the target decides when a machine comes.
+    let named = site.invite("t:1", Some("db-1".parse().unwrap()), HOUR).unwrap();
+    let first = site.invite("t:1", None, HOUR).unwrap();
+    let first_key = certificate::new_machine_key().unwrap();
+    let joined = site.enrol(&request(&first, &first_key)).unwrap().ok().unwrap();
+    let listed = || {
+        let mut all: Vec<_> = ["tokens", "machines"]
+            .iter()
+            .flat_map(|part| fs::read_dir(directory.path().join(part)).unwrap())
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        all.sort();
+        all
+    };
+    let by_host_name = site.invite("t:1", None, HOUR).unwrap();
+    let before = listed();
+    let key = certificate::new_machine_key().unwrap();
+    for token in [&named, &by_host_name] {
+        let refusal = site.enrol(&request(token, &key)).unwrap().err().unwrap();
+        assert_eq!(refusal.code, EnrolRefusalCode::NameTaken);
+        assert!(refusal.text.contains("db-1"), "{}", refusal.text);
+        assert!(refusal.text.contains("redoubt invite --machine OTHER"), "{}", refusal.text);
+        // A stranger who found the token's number only does not learn who is here.
+        let mut guessed = request(token, &key);
+        guessed.secret[0] ^= 1;
+        assert_eq!(refused(&site, &guessed), EnrolRefusalCode::WrongSecret);
+    }
+    assert_eq!(listed(), before);
+    let error = site.invite("t:1", Some("db-1".parse().unwrap()), HOUR).err().unwrap();
+    assert!(matches!(error, TransportError::NameTaken { .. }), "{error}");
+    assert_eq!(listed(), before);
+    // The first may ask again, and both tokens are still good.
+    let again = site.enrol(&request(&first, &first_key)).unwrap().ok().unwrap();
+    assert_eq!(again.machine, joined.machine);
+    let mut renamed = request(&by_host_name, &key);
+    renamed.host_name = "db-2".into();
+    assert_eq!(site.enrol(&renamed).unwrap().ok().unwrap().name.as_str(), "db-2");
+    site.remove_machine(joined.machine).unwrap();
+    assert_eq!(site.enrol(&request(&named, &key)).unwrap().ok().unwrap().name.as_str(), "db-1");
+}
+
+#[test]
+fn machines_race_for_one_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::open_or_create(directory.path()).unwrap();
+    let requests: Vec<_> = (0..8)
+        .map(|_| site.invite("t:1", None, HOUR).unwrap())
+        .map(|token| request(&token, &certificate::new_machine_key().unwrap()))
+        .collect();
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let tries: Vec<_> =
+            requests.iter().map(|request| scope.spawn(|| site.enrol(request).unwrap())).collect();
+        tries.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
+    let refusals = answers.iter().filter_map(|answer| answer.as_ref().err());
+    assert!(refusals.into_iter().all(|refusal| refusal.code == EnrolRefusalCode::NameTaken));
+    assert_eq!(site.machines().unwrap().len(), 1);
+}
+
+#[test]
 fn every_refusal_has_its_reason() {
     let directory = tempfile::tempdir().unwrap();
     let site = Site::open_or_create(directory.path()).unwrap();
