@@ -208,9 +208,20 @@ async fn join_site(
     let token = options.token.as_ref().map(options::Token::expose).ok_or_else(no_token)?;
     let token: Token = token.parse()?;
     loop {
-        match enrol(&options.state, &token, &host_name()).await {
+        // Cut in the middle it can be repeated, as after a crash.
+        let host_name = host_name();
+        let joined = tokio::select! {
+            _ = &mut stop => return Ok(None),
+            joined = enrol(&options.state, &token, &host_name) => joined,
+        };
+        match joined {
             Ok(identity) => return Ok(Some((identity, stop))),
-            Err(error @ (TransportError::Unreachable { .. } | TransportError::Lost(_))) => {
+            // A target that closes is stopping: it comes back.
+            Err(
+                error @ (TransportError::Unreachable { .. }
+                | TransportError::Lost(_)
+                | TransportError::Closed(_)),
+            ) => {
                 tracing::warn!(%error, "not joined yet, trying again");
             }
             Err(error) => return Err(error.into()),

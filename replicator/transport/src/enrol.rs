@@ -13,9 +13,16 @@ use redoubt_protocol::PROTOCOL_VERSION;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Largest request: a certificate request, a host name and a few numbers come to one kilobyte.
 const REQUEST_LIMIT_BYTES: usize = 16 << 10;
+
+/// How long the target waits for the machine to take the answer: some round trips of a slow line.
+pub(crate) const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the machine waits until its goodbye has gone out.
+const LAST_WORD_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What the machine asks.
 #[derive(Serialize, Deserialize)]
@@ -78,7 +85,7 @@ pub async fn enrol(directory: &Path, token: &Token, host_name: &str) -> Result<A
         host_name: host_name.to_owned(),
     };
     let config = tls::enrolling_client(token.fingerprint)?;
-    let (_endpoint, connection) = dial(&token.address, config).await?;
+    let (endpoint, connection) = dial(&token.address, config).await?;
     let lost = |error| TransportError::of_connection(&error, Some(&token.address));
     let asked = async {
         let (mut out, mut back) = connection.open_bi().await.map_err(lost)?;
@@ -89,6 +96,9 @@ pub async fn enrol(directory: &Path, token: &Token, host_name: &str) -> Result<A
         .await
         .unwrap_or_else(|_| Err(TransportError::Lost("no answer".to_owned())))?;
     connection.close(0u32.into(), b"done");
+    // Else the target would wait for more of us: who was refused ends now. Heard or not, all is
+    // said.
+    let _ = tokio::time::timeout(LAST_WORD_PATIENCE, endpoint.wait_idle()).await;
     let answer = reply.map_err(|refusal| TransportError::EnrolRefused {
         address: token.address.clone(),
         code: refusal.code,
@@ -101,7 +111,8 @@ pub async fn enrol(directory: &Path, token: &Token, host_name: &str) -> Result<A
     })
 }
 
-/// Answers one machine at the target; who joined, or `None` where it was refused.
+/// Answers one machine at the target; who joined, or `None` where it was refused. Whether the
+/// machine has heard the answer does not matter: it may ask again.
 pub(crate) async fn answer(
     connection: &quinn::Connection,
     site: Arc<Site>,
@@ -120,9 +131,8 @@ pub(crate) async fn answer(
     };
     write_message(&mut out, &reply).await?;
     out.finish().map_err(|error| TransportError::Lost(error.to_string()))?;
-    // The machine closes once it has read the answer; a machine that is gone has ended the
-    // connection too.
-    connection.closed().await;
+    // The machine closes once it has read the answer; one that does not is not waited for long.
+    let _ = tokio::time::timeout(ANSWER_PATIENCE, connection.closed()).await;
     Ok(reply.ok().map(|answer| (answer.machine, answer.name)))
 }
 

@@ -19,6 +19,9 @@ use std::time::Duration;
 /// number of places a second.
 const STRANGER_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long an end that was told may take to be heard: a round trip or two.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The target's end of all connections.
 pub struct Listener {
     endpoint: quinn::Endpoint,
@@ -46,7 +49,13 @@ pub enum Arrival {
 impl Listener {
     /// Listens at the address; port 0 means any. Needs a tokio runtime.
     pub fn bind(address: SocketAddr, site: Arc<Site>) -> Result<Self> {
-        let endpoint = socket(address, Some(tls::server(&site)?))?;
+        let endpoint = socket(address, Some(tls::server(&site)?)).map_err(|error| match error {
+            TransportError::Setup { detail, .. } => {
+                let detail = format!("{detail}; give an address of this machine and a free port");
+                TransportError::setup("cannot listen", detail)
+            }
+            other => other,
+        })?;
         Ok(Self { endpoint, site, door: Arc::default() })
     }
 
@@ -79,10 +88,14 @@ impl Listener {
         }
     }
 
-    /// Closes all connections with the reason, and waits until that was said.
+    /// Closes all connections with the reason, and waits until that was said; not for ever, since
+    /// a stranger may have gone in the middle.
     pub async fn close(&self, reason: &str) {
         self.endpoint.close(0u32.into(), reason.as_bytes());
-        self.endpoint.wait_idle().await;
+        let said = tokio::time::timeout(CLOSE_PATIENCE, self.endpoint.wait_idle()).await;
+        if said.is_err() {
+            tracing::debug!("not everybody has heard that the target closes");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use super::*;
 use crate::certificate::{SERVER_NAME, fingerprint};
 use crate::connection::{connect, dial, socket};
 use crate::door::PLACES_OF_A_SOURCE;
-use crate::enrol::enrol;
+use crate::enrol::{ANSWER_PATIENCE, enrol};
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -204,6 +204,24 @@ async fn a_stranger_cannot_make_us_hold_much() {
     assert_eq!(taken, tls::STRANGER_WINDOW_BYTES as usize);
     let opened = tokio::time::timeout(SILENCE, connection.open_uni()).await;
     assert!(opened.is_err(), "a stranger has opened a stream of frames");
+}
+
+/// Who is refused says goodbye before its process ends: else its place would be held for nothing.
+#[tokio::test]
+async fn who_is_refused_takes_nobodys_time() {
+    let mut served = serve();
+    let state = tempfile::tempdir().unwrap();
+    let token = served.site.invite(&served.address.to_string(), None, Duration::ZERO).unwrap();
+    let refused = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // The runtime ends with this, as that of an agent does.
+        (runtime.block_on(enrol(state.path(), &token, "db")).err().unwrap(), Instant::now())
+    });
+    let (error, ended) = refused.await.unwrap();
+    assert!(matches!(error, TransportError::EnrolRefused { .. }), "{error}");
+    let arrival = served.arrivals.recv().await.unwrap().unwrap();
+    assert!(matches!(arrival, Arrival::NotEnrolled));
+    assert!(ended.elapsed() < ANSWER_PATIENCE, "{:?}", ended.elapsed());
 }
 
 #[tokio::test]
