@@ -70,6 +70,33 @@ fn either_signal_ends_it_in_order() {
     }
 }
 
+/// The target's directory may stand in its configuration only: whoever invites finds it there, too.
+#[test]
+fn an_invitation_finds_the_targets_directory_in_its_configuration() {
+    let target = Target::start(|_, _| {});
+    let config = target.base.path().join("target.toml");
+    let data = target.base.path().join("data");
+    std::fs::write(&config, format!("data = {:?}\n", data.to_str().unwrap())).unwrap();
+    let mut command = redoubt(&target.base.path().join("run"));
+    let output = command.args(["invite", "--config"]).arg(&config).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert!(out.lines().last().unwrap().starts_with("redoubt1."), "{out}");
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_told_with_a_remedy() {
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let base = tempfile::tempdir().unwrap();
+    let mut command = redoubt(&base.path().join("run"));
+    command.args(["master-target", "--listen", &address, "--data"]).arg(base.path().join("data"));
+    let output = command.output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains(&address) && error.contains("give an address of this"), "{error}");
+}
+
 #[test]
 fn a_service_manager_is_told_when_it_serves() {
     let mut manager = None;

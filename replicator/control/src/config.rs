@@ -1,6 +1,7 @@
 //! Configuration files: TOML, every key optional, every unknown key and wrong value an error with
 //! file and line. Flags beat the file; that is decided where flags are known, not here.
 
+use crate::bounded::{PointInterval, RingSize, WindowSize};
 use crate::options::{DiskArgument, HostPort};
 use crate::units::{Size, Span};
 use redoubt_log::Name;
@@ -29,9 +30,9 @@ pub struct AgentFile {
     /// As `--disk`: `[[disk]]` tables.
     pub disk: Vec<DiskEntry>,
     /// As `--ring`.
-    pub ring: Option<Size>,
+    pub ring: Option<RingSize>,
     /// As `--window`.
-    pub window: Option<Size>,
+    pub window: Option<WindowSize>,
 }
 
 /// One `[[disk]]` of `agent.toml`.
@@ -58,7 +59,7 @@ pub struct TargetFile {
     #[serde(deserialize_with = "parsed")]
     pub advertise: Option<HostPort>,
     /// As `--point-interval`.
-    pub point_interval: Option<Span>,
+    pub point_interval: Option<PointInterval>,
     /// As `--keep`.
     pub keep: Option<Span>,
     /// As `--journal-keep`.
@@ -173,7 +174,7 @@ mod tests {
              device = \"/dev/sdb\"\nname = \"db\"\n",
         )
         .unwrap();
-        assert_eq!(agent.ring, Some(Size(8 << 20)));
+        assert_eq!(agent.ring, Some("8MiB".parse().unwrap()));
         let disks: Vec<_> = agent.disk.into_iter().map(DiskArgument::from).collect();
         assert_eq!(disks, ["/dev/sda".parse().unwrap(), "/dev/sdb=db".parse().unwrap()]);
     }
@@ -189,6 +190,12 @@ mod tests {
         assert!(span.contains("line 2: \"1 hour\" is not a length of time"), "{span}");
         let size = error::<AgentFile>("ring = \"64MB\"");
         assert!(size.contains("line 1: \"64MB\" is not a size"), "{size}");
+        let ring = error::<AgentFile>("\nring = \"48MiB\"");
+        assert!(ring.contains("line 2: a ring of 48MiB is not possible"), "{ring}");
+        let window = error::<AgentFile>("\nwindow = \"1MiB\"");
+        assert!(window.contains("line 2: 1MiB is not possible"), "{window}");
+        let interval = error::<TargetFile>("\npoint_interval = \"0s\"");
+        assert!(interval.contains("line 2: points cannot be taken every 0s"), "{interval}");
         let listen = error::<TargetFile>("\nlisten = \"nowhere\"");
         assert!(listen.contains("line 2: "), "{listen}");
         let device = error::<AgentFile>("\n[[disk]]\ndevice = \"sda\"\n");

@@ -3,6 +3,7 @@
 //! logic, and nothing that crosses the network.
 
 pub mod audit;
+pub mod bounded;
 pub mod config;
 pub mod exit;
 pub mod options;
@@ -15,6 +16,7 @@ pub mod status;
 pub mod units;
 
 pub use audit::{AuditEntry, AuditLog};
+pub use bounded::{PointInterval, RingSize, WindowSize};
 pub use exit::ExitStatus;
 pub use options::{AgentOptions, DiskArgument, HostPort, InviteOptions, TargetOptions, Token};
 pub use request::{PointSelector, Request};

@@ -3,14 +3,13 @@
 
 use super::disks;
 use crate::arguments::Arguments;
-use crate::failure::usage;
 use crate::{output, roles};
 use anyhow::Context;
 use clap::Args;
 use redoubt_control::config::{self, AGENT_FILE, AgentFile};
 use redoubt_control::options::{RING_BYTES_DEFAULT, WINDOW_BYTES_DEFAULT};
 use redoubt_control::status::CheckReport;
-use redoubt_control::{AgentOptions, DiskArgument, ExitStatus, Size, Token};
+use redoubt_control::{AgentOptions, DiskArgument, ExitStatus, RingSize, Token, WindowSize};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
@@ -27,7 +26,7 @@ use std::{fmt, fs};
         redoubt agent --check --disk /dev/sda\n  \
         redoubt agent --token-file /root/token --disk /dev/sda=root --disk /dev/sdb\n  \
         redoubt agent --detach\n\n\
-        Every option may stand in /etc/redoubt/agent.toml, too:\n  \
+        What the agent runs with may stand in /etc/redoubt/agent.toml, too; flags beat it:\n  \
         token_file = \"/root/token\"\n  \
         [[disk]]\n  \
         device = \"/dev/sda\"\n  \
@@ -64,11 +63,11 @@ pub struct Agent {
 
     /// Memory between kernel and agent: a power of two, 1MiB to 1GiB [default: 64MiB].
     #[arg(long, value_name = "SIZE")]
-    ring: Option<Size>,
+    ring: Option<RingSize>,
 
     /// Memory for what is sent and not acknowledged, 4MiB to 1GiB [default: 32MiB].
     #[arg(long, value_name = "SIZE")]
-    window: Option<Size>,
+    window: Option<WindowSize>,
 
     /// Configuration file [default: /etc/redoubt/agent.toml].
     #[arg(long, value_name = "FILE")]
@@ -76,10 +75,6 @@ pub struct Agent {
 }
 
 const STATE_DEFAULT: &str = "/var/lib/redoubt/agent";
-/// Smaller rings lose writes at every hiccup; larger ones are not memory well spent.
-const RING_BYTES_LIMITS: (u64, u64) = (1 << 20, 1 << 30);
-/// A few of the largest frames at least.
-const WINDOW_BYTES_LIMITS: (u64, u64) = (4 << 20, 1 << 30);
 /// A token is a line of text: more is another file.
 const TOKEN_LIMIT_BYTES: u64 = 64 << 10;
 
@@ -87,7 +82,7 @@ const TOKEN_LIMIT_BYTES: u64 = 64 << 10;
 pub fn run(command: &Agent, arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let file: AgentFile = config::load(command.config.as_deref(), Path::new(AGENT_FILE))?;
     let token_file = command.token_file.clone().or_else(|| file.token_file.clone());
-    let mut options = merge(command, file, arguments)?;
+    let mut options = merge(command, file, arguments);
     if command.detach {
         roles::detach_agent(&options.state)?;
         return Ok(ExitStatus::Done);
@@ -124,34 +119,22 @@ fn render(report: &CheckReport) -> String {
     }
 }
 
-fn merge(command: &Agent, file: AgentFile, arguments: &Arguments) -> anyhow::Result<AgentOptions> {
-    let ring = command.ring.or(file.ring).unwrap_or(Size(RING_BYTES_DEFAULT));
-    let window = command.window.or(file.window).unwrap_or(Size(WINDOW_BYTES_DEFAULT));
-    if !ring.0.is_power_of_two() {
-        return Err(usage(format!("a ring of {ring} is no power of two: give --ring 64MiB")));
-    }
-    within("--ring", ring, RING_BYTES_LIMITS)?;
-    within("--window", window, WINDOW_BYTES_LIMITS)?;
+fn merge(command: &Agent, file: AgentFile, arguments: &Arguments) -> AgentOptions {
+    let ring = command.ring.or(file.ring);
+    let window = command.window.or(file.window);
     // Disks on the command line stand for all of the file's, as any flag does.
     let disks = match command.disks.is_empty() {
         true => file.disk.into_iter().map(DiskArgument::from).collect(),
         false => command.disks.clone(),
     };
-    Ok(AgentOptions {
+    AgentOptions {
         state: command.state.clone().or(file.state).unwrap_or_else(|| STATE_DEFAULT.into()),
         token: command.token.clone(),
         disks,
         runtime: arguments.runtime(file.runtime_dir),
-        ring_bytes: ring.0,
-        window_bytes: window.0,
-    })
-}
-
-fn within(flag: &str, size: Size, (least, most): (u64, u64)) -> anyhow::Result<()> {
-    if (least..=most).contains(&size.0) {
-        return Ok(());
+        ring_bytes: ring.map_or(RING_BYTES_DEFAULT, RingSize::bytes),
+        window_bytes: window.map_or(WINDOW_BYTES_DEFAULT, WindowSize::bytes),
     }
-    Err(usage(format!("{flag} {size} is not possible: give {} to {}", Size(least), Size(most))))
 }
 
 fn token(text: &str) -> Result<Token, fmt::Error> {
@@ -176,10 +159,9 @@ fn read_token(path: &Path) -> anyhow::Result<Token> {
 mod tests {
     use super::*;
     use crate::arguments::Command;
-    use crate::failure::exit_status;
     use clap::Parser;
 
-    fn merged(flags: &[&str], file: AgentFile) -> anyhow::Result<AgentOptions> {
+    fn merged(flags: &[&str], file: AgentFile) -> AgentOptions {
         let words = ["redoubt", "agent"].iter().chain(flags);
         let arguments = Arguments::try_parse_from(words).unwrap();
         let Command::Agent(command) = &arguments.command else { panic!() };
@@ -188,7 +170,7 @@ mod tests {
 
     #[test]
     fn defaults_are_those_of_the_manual() {
-        let options = merged(&["--disk", "/dev/sda=root"], AgentFile::default()).unwrap();
+        let options = merged(&["--disk", "/dev/sda=root"], AgentFile::default());
         assert_eq!(options.state, Path::new("/var/lib/redoubt/agent"));
         assert_eq!((options.ring_bytes, options.window_bytes), (64 << 20, 32 << 20));
         assert_eq!(options.disks, ["/dev/sda=root".parse().unwrap()]);
@@ -200,8 +182,9 @@ mod tests {
         for flags in
             [["--ring", "48MiB"], ["--ring", "2GiB"], ["--ring", "4KiB"], ["--window", "1MiB"]]
         {
-            let error = merged(&flags, AgentFile::default()).unwrap_err();
-            assert_eq!(exit_status(&error), ExitStatus::Usage, "{error}");
+            let words = ["redoubt", "agent"].iter().chain(&flags);
+            let error = Arguments::try_parse_from(words).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(ExitStatus::Usage.code()), "{error}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! `redoubt invite`: a token for one machine. The token is the last line of standard output.
 
+use super::master_target;
 use crate::{output, roles};
 use clap::Args;
 use redoubt_control::{ExitStatus, InviteOptions, Span};
@@ -17,9 +18,10 @@ use std::path::PathBuf;
         redoubt invite --machine web-01 | ssh web-01 redoubt agent --token-file - --disk /dev/sda"
 )]
 pub struct Invite {
-    /// The target's data directory.
-    #[arg(long, value_name = "DIR", default_value = super::master_target::DATA_DEFAULT)]
-    data: PathBuf,
+    /// The target's data directory [default: what its configuration says, else
+    /// /var/lib/redoubt/target].
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
 
     /// The name that the machine gets; otherwise its host name.
     #[arg(long, value_name = "NAME")]
@@ -28,15 +30,21 @@ pub struct Invite {
     /// How long the token can be used.
     #[arg(long, value_name = "TIME", default_value = "1h")]
     expires: Span,
+
+    /// The target's configuration file, of which only the data directory counts here [default:
+    /// /etc/redoubt/target.toml].
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    config: Option<PathBuf>,
 }
 
 /// Makes the token.
 pub fn run(command: &Invite) -> anyhow::Result<ExitStatus> {
-    let options = InviteOptions {
-        data: command.data.clone(),
-        machine: command.machine.clone(),
-        expires: command.expires.0,
+    let data = match &command.data {
+        Some(data) => data.clone(),
+        None => master_target::data_of(None, master_target::load(command.config.as_deref())?.data),
     };
+    let options =
+        InviteOptions { data, machine: command.machine.clone(), expires: command.expires.0 };
     let token = roles::invite(&options)?;
     output::print(&format!("{}\n", token.expose()))?;
     Ok(ExitStatus::Done)

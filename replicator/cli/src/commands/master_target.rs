@@ -5,16 +5,16 @@ use crate::arguments::Arguments;
 use crate::failure::usage;
 use crate::{output, roles};
 use clap::Args;
-use redoubt_control::config::{self, TARGET_FILE, TargetFile};
+use redoubt_control::config::{self, ConfigError, TARGET_FILE, TargetFile};
 use redoubt_control::options::{
     JOURNAL_BUDGET_BYTES_DEFAULT, JOURNAL_KEEP_DEFAULT, KEEP_DEFAULT, POINT_INTERVAL_DEFAULT,
 };
-use redoubt_control::{ExitStatus, HostPort, Size, Span, TargetOptions};
+use redoubt_control::{ExitStatus, HostPort, PointInterval, Size, Span, TargetOptions};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Where a target keeps everything unless the operator says otherwise.
-pub const DATA_DEFAULT: &str = "/var/lib/redoubt/target";
+const DATA_DEFAULT: &str = "/var/lib/redoubt/target";
 
 /// Run the master target: it keeps replica disks and recovery points.
 #[derive(Debug, Args)]
@@ -27,7 +27,7 @@ pub const DATA_DEFAULT: &str = "/var/lib/redoubt/target";
         redoubt master-target --listen 10.0.0.7:7401\n  \
         redoubt master-target --data /srv/replicas --listen 0.0.0.0:7401 \\\n    \
         --advertise replica.example.org:7401 --point-interval 10s --keep 1d\n\n\
-        Every option may stand in /etc/redoubt/target.toml, too:\n  \
+        What it runs with may stand in /etc/redoubt/target.toml, too; flags beat it:\n  \
         listen = \"10.0.0.7:7401\"\n  \
         keep = \"1d\""
 )]
@@ -47,7 +47,7 @@ pub struct MasterTarget {
 
     /// Time between two recovery points [default: 5s].
     #[arg(long, value_name = "TIME")]
-    point_interval: Option<Span>,
+    point_interval: Option<PointInterval>,
 
     /// How long recovery points are kept [default: 1h].
     #[arg(long, value_name = "TIME")]
@@ -68,7 +68,7 @@ pub struct MasterTarget {
 
 /// Runs the role to its end.
 pub fn run(command: &MasterTarget, arguments: &Arguments) -> anyhow::Result<ExitStatus> {
-    let file = config::load(command.config.as_deref(), Path::new(TARGET_FILE))?;
+    let file = load(command.config.as_deref())?;
     let options = merge(command, file, arguments)?;
     roles::run_target(options, |address| {
         if let Err(error) = output::print(&format!("listening on {address}\n")) {
@@ -76,6 +76,16 @@ pub fn run(command: &MasterTarget, arguments: &Arguments) -> anyhow::Result<Exit
         }
     })?;
     Ok(ExitStatus::Done)
+}
+
+/// The target's configuration.
+pub fn load(chosen: Option<&Path>) -> Result<TargetFile, ConfigError> {
+    config::load(chosen, Path::new(TARGET_FILE))
+}
+
+/// The target's directory by flag, by file or by default.
+pub fn data_of(flag: Option<&Path>, file: Option<PathBuf>) -> PathBuf {
+    flag.map(Path::to_owned).or(file).unwrap_or_else(|| DATA_DEFAULT.into())
 }
 
 fn merge(
@@ -93,17 +103,13 @@ fn merge(
             "agents cannot connect to the wildcard {listen}: give --advertise HOST:PORT, too"
         )));
     }
-    let point_interval =
-        span(command.point_interval, file.point_interval).unwrap_or(POINT_INTERVAL_DEFAULT);
-    if point_interval.is_zero() {
-        return Err(usage("points cannot be taken every 0s: give a longer --point-interval"));
-    }
+    let point_interval = command.point_interval.or(file.point_interval);
     let budget = command.journal_budget.or(file.journal_budget);
     Ok(TargetOptions {
-        data: command.data.clone().or(file.data).unwrap_or_else(|| DATA_DEFAULT.into()),
+        data: data_of(command.data.as_deref(), file.data),
         listen,
         advertise,
-        point_interval,
+        point_interval: point_interval.map_or(POINT_INTERVAL_DEFAULT, PointInterval::duration),
         keep: span(command.keep, file.keep).unwrap_or(KEEP_DEFAULT),
         journal_keep: span(command.journal_keep, file.journal_keep).unwrap_or(JOURNAL_KEEP_DEFAULT),
         journal_budget_bytes: budget.map_or(JOURNAL_BUDGET_BYTES_DEFAULT, |size| size.0),
@@ -150,11 +156,8 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_a_usage_error() {
-        for (flags, word) in [
-            (&[][..], "--listen"),
-            (&["--listen", "0.0.0.0:7401"], "--advertise"),
-            (&["--listen", "127.0.0.1:1", "--point-interval", "0s"], "--point-interval"),
-        ] {
+        for (flags, word) in [(&[][..], "--listen"), (&["--listen", "0.0.0.0:7401"], "--advertise")]
+        {
             let error = merged(flags, TargetFile::default()).unwrap_err();
             assert_eq!(exit_status(&error), ExitStatus::Usage);
             assert!(error.to_string().contains(word), "{error}");
