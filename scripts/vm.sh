@@ -70,6 +70,7 @@ build_tree() {
     need_packages mmdebstrap qemu-system-x86 e2fsprogs
     say "building a machine with $kernel (a minute or two, once)"
     mkdir -p "$machines"
+    # shellcheck disable=SC2016 # the hook's own shell fills $1 in
     mmdebstrap --quiet --variant=minbase --include="$kernel,initramfs-tools,$inside" \
         --customize-hook='rm -rf "$1"/var/cache/apt "$1"/var/lib/apt/lists' \
         bookworm "$scratch/tree" /etc/apt/sources.list.d/debian.sources </dev/null
