@@ -144,15 +144,19 @@ fn token(text: &str) -> Result<Token, fmt::Error> {
 /// Reads the last line that is not empty: what `redoubt invite` printed may be given as it is.
 fn read_token(path: &Path) -> anyhow::Result<Token> {
     let mut text = String::new();
-    if path == Path::new("-") {
+    let from_input = path == Path::new("-");
+    let shown = match from_input {
+        true => "standard input".to_owned(),
+        false => format!("token file {}", path.display()),
+    };
+    if from_input {
         io::stdin().lock().take(TOKEN_LIMIT_BYTES).read_to_string(&mut text)
     } else {
         fs::File::open(path).and_then(|file| file.take(TOKEN_LIMIT_BYTES).read_to_string(&mut text))
     }
-    .with_context(|| format!("token file {} cannot be read", path.display()))?;
+    .with_context(|| format!("{shown} cannot be read"))?;
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
-    line.map(Token::new)
-        .with_context(|| format!("token file {} is empty: run redoubt invite", path.display()))
+    line.map(Token::new).with_context(|| format!("{shown} is empty: run redoubt invite"))
 }
 
 #[cfg(test)]
