@@ -16,4 +16,4 @@ pub mod tracking;
 
 pub use sink::LogSink;
 pub use source::{Array, CaptureMode, ChangeSource, Event, Gather, Operation, RingPosition};
-pub use tracking::{DiskProgress, ReadOrder, Tracking};
+pub use tracking::{Comparable, DiskProgress, ReadOrder, Tracking};

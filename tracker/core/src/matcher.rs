@@ -93,6 +93,12 @@ impl Matcher {
         }
     }
 
+    /// Whether a write is in flight of which this may be the end.
+    pub fn knows(&self, bio: BioKey, range: ByteRange) -> bool {
+        let owner = self.fronts.get(&bio).unwrap_or(&bio);
+        self.writes.get(owner).is_some_and(|write| write.range.contains(&range))
+    }
+
     /// A part or the whole of a write ended.
     pub fn completed(&mut self, bio: BioKey, range: ByteRange, failed: bool) -> Settle {
         let owner = self.fronts.get(&bio).copied().unwrap_or(bio);

@@ -44,6 +44,16 @@ pub(crate) enum Rule {
     UncapturedKeepsDemand,
     /// An overlap whose newest submission has completed holds back points until it is settled.
     OverlapHoldsPoints,
+    /// A check leaves out what was in flight when its read began.
+    ChecksMaskBeforeStart,
+    /// A check leaves out what was submitted between its read's start and its point.
+    ChecksMaskDuring,
+    /// A check leaves out what the log was found to lack before its point.
+    DemandIsNotChecked,
+    /// A gap ends every check.
+    GapVoidsChecks,
+    /// A difference is no finding where a write ends, before it is told, that nobody saw begin.
+    UnknownEndDoubts,
 }
 
 /// Whether a rule is followed.

@@ -1,6 +1,7 @@
 //! One disk: what its log lacks (`D`), what is in flight, what is being read, which epoch waits.
 
 use super::DiskProgress;
+use super::checks::Checks;
 use super::epoch::Epoch;
 use super::reads::Read;
 use crate::bitmap::Bitmap;
@@ -18,6 +19,7 @@ pub(super) struct Disk {
     pub demand: Bitmap,
     pub matcher: Matcher,
     pub reads: Vec<Read>,
+    pub checks: Checks,
     pub epoch: Epoch,
     pub seen_lost: u64,
     pub capturing: bool,
@@ -44,6 +46,7 @@ impl Disk {
             demand: Bitmap::new(size),
             matcher: Matcher::default(),
             reads: Vec::new(),
+            checks: Checks::default(),
             epoch,
             seen_lost: source.lost(index),
             capturing: false,
@@ -60,10 +63,12 @@ impl Disk {
     pub fn want(&mut self, range: ByteRange) {
         self.demand.mark(range);
         self.reads.iter_mut().for_each(|read| read.wanted(range));
+        self.checks.wanted(range);
     }
 
     pub fn submitted(&mut self, bio: BioKey, range: ByteRange, captured: bool) {
         self.reads.iter_mut().for_each(|read| read.submitted(range, captured));
+        self.checks.submitted(range);
         if self.matcher.submitted(bio, range, captured).is_some() {
             self.missed += 1;
         }
@@ -83,7 +88,19 @@ impl Disk {
         self.matcher.split(front, parent);
     }
 
+    /// What was queued gives the range's content up, or writes it anew.
+    pub fn given_up(&mut self, range: ByteRange, is_discard: bool) {
+        if is_discard {
+            self.checks.discarded(range, self.demand.size());
+        } else {
+            self.checks.written(range);
+        }
+    }
+
     pub fn completed(&mut self, bio: BioKey, range: ByteRange, failed: bool) {
+        if !self.checks.is_idle() && !self.matcher.knows(bio, range) {
+            self.checks.unknown_end(range);
+        }
         let Settle { ranges } = self.matcher.completed(bio, range, failed);
         ranges.into_iter().for_each(|range| self.want(range));
     }
@@ -101,6 +118,7 @@ impl Disk {
         }
         self.matcher.forget_overlaps();
         self.reads.clear();
+        self.checks.gap();
         source.forget_partial(self.index);
         if !self.epoch.is_free() {
             if holds(Rule::GapTakesAllEpochs) {

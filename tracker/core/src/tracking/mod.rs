@@ -2,6 +2,7 @@
 //! and drops epochs. A pure state machine over a [`ChangeSource`]: it never reads a disk, a clock
 //! or a socket by itself.
 
+mod checks;
 mod disk;
 mod epoch;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use disk::Disk;
 use redoubt_log::GapReason;
 use redoubt_log::{ByteRange, DiskIndex, DiskSet, Sequence};
 
+pub use checks::Comparable;
 pub use reads::{ReadId, ReadOrder};
 
 /// Bytes of the ring that one batch takes: losses are looked for behind each, and what is not yet
@@ -374,6 +376,7 @@ fn handle(disks: &mut [Disk], event: Event<'_>, sink: &mut impl LogSink) {
                 }
             };
             disk.submitted(bio, range, captured);
+            disk.given_up(range, operation == Operation::Discard);
         }
         Event::Completed { bio, range, failed, .. } => disk.completed(bio, range, failed),
         Event::Split { front, parent, .. } => disk.split(front, parent),

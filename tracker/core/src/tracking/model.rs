@@ -2,6 +2,7 @@
 //! judge. The tracker under test is the product's own; only what lies below and behind it is
 //! simulated.
 
+mod checks;
 mod mix;
 
 use super::Tracking;
@@ -9,6 +10,7 @@ use crate::attach::{Side, attach_order};
 use crate::geometry::{GRANULE_BYTES, GranuleRange};
 use crate::sink::LogSink;
 use crate::source::*;
+pub(super) use checks::run as run_checks;
 use mix::Mix;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -404,6 +406,16 @@ impl LogSink for Log {
 
 /// A run of one seed; `Err` says what the judge saw.
 pub(super) fn run(seed: u64, steps: usize, marks_completions: bool) -> Result<(), String> {
+    let mut run = begin(seed, marks_completions);
+    for _ in 0..steps {
+        run.anything();
+        run.judge()?;
+    }
+    run.rest()
+}
+
+/// A machine at work and an agent that has just attached to it.
+fn begin(seed: u64, marks_completions: bool) -> Run {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut world = World::new(StdRng::seed_from_u64(rng.random()), marks_completions);
     (0..rng.random_range(0..10)).for_each(|_| world.step());
@@ -419,11 +431,7 @@ pub(super) fn run(seed: u64, steps: usize, marks_completions: bool) -> Result<()
     // Harsher than the product, which is attached as a whole before it begins.
     (0..run.rng.random_range(0..20)).for_each(|_| run.anything());
     run.world.watched.push(second);
-    for _ in 0..steps {
-        run.anything();
-        run.judge()?;
-    }
-    run.rest()
+    run
 }
 
 struct Run {

@@ -1,7 +1,7 @@
 //! Each rule of the tracker on trial: with all of them the judge finds nothing, without any single
 //! one it does.
 
-use super::model::run;
+use super::model::{run, run_checks};
 use crate::rules::{Rule, without};
 
 const STEPS: usize = 600;
@@ -62,4 +62,41 @@ each_rule_is_needed! {
 fn mark_at_completion() {
     let found = (0..MOST_SEEDS).find(|&seed| run(seed, STEPS, false).is_err());
     assert!(found.is_some(), "marks at completion are not shown to matter");
+}
+
+#[test]
+fn checks_find_what_was_garbled_and_nothing_else() {
+    let (mut compared, mut found) = (0, 0);
+    for seed in 0..SEEDS {
+        match run_checks(seed, STEPS) {
+            Ok(done) => (compared, found) = (compared + done.compared, found + done.found),
+            Err(seen) => panic!("seed {seed}: {seen}"),
+        }
+    }
+    println!("{compared} granules compared under load, {found} of them garbled");
+    assert!(compared > 2_000 && found > 50, "checks hardly ever come to an end");
+}
+
+fn checks_need(rule: Rule) {
+    let breaks = |seed: &u64| without(Some(rule), || run_checks(*seed, STEPS)).is_err();
+    let found = (0..MOST_SEEDS).find(breaks);
+    let seed = found.unwrap_or_else(|| panic!("{rule:?} is not shown to matter"));
+    println!("without {rule:?}: seed {seed} finds a counter-example");
+}
+
+macro_rules! checks_need_each_rule {
+    ($($name:ident: $rule:ident,)*) => {
+        $(#[test]
+        fn $name() {
+            checks_need(Rule::$rule);
+        })*
+    };
+}
+
+checks_need_each_rule! {
+    checks_mask_before_start: ChecksMaskBeforeStart,
+    checks_mask_during: ChecksMaskDuring,
+    demand_is_not_checked: DemandIsNotChecked,
+    gap_voids_checks: GapVoidsChecks,
+    unknown_end_doubts: UnknownEndDoubts,
 }
