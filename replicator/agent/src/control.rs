@@ -5,6 +5,7 @@ use crate::copy_out::{self, CopyOut};
 use crate::marks::MarkRequest;
 use crate::owner::{Command, Shared};
 use crate::requests::Ask;
+use crate::verify::{VerifyCommand, verify};
 use crossbeam::channel::Sender;
 use redoubt_control::audit::{AuditEntry, AuditLog};
 use redoubt_control::request::{PointSelector, Request};
@@ -73,6 +74,15 @@ impl Control {
                 self.audit(peer, "copy-out", &object, &response);
                 response
             }
+            Request::Verify { disk, .. } => {
+                let (machine, disks) = (&self.name, &self.disks);
+                let command = VerifyCommand { machine, disks, disk: disk.as_ref() };
+                let response = verify(&command, &self.owner, responder);
+                let response = response.unwrap_or_else(Response::failed);
+                let object = disk.as_ref().map_or(self.name.as_str(), Name::as_str);
+                self.audit(peer, "verify", object, &response);
+                response
+            }
         }
     }
 
@@ -81,7 +91,8 @@ impl Control {
             Request::Status => &None,
             Request::Mark { machine, .. }
             | Request::Points { machine }
-            | Request::CopyOut { machine, .. } => machine,
+            | Request::CopyOut { machine, .. }
+            | Request::Verify { machine, .. } => machine,
         };
         match asked {
             Some(asked) if *asked != self.name => Err(Response::failed(format!(
@@ -212,6 +223,7 @@ impl Control {
     fn audit(&self, peer: Peer, action: &str, object: &str, response: &Response) {
         let (outcome, reason) = match response {
             Response::Failed { message, .. } => ("failed", Some(message.clone())),
+            Response::Verified { report } => (report.verdict(), Some(report.summary())),
             _ => ("done", None),
         };
         let entry = AuditEntry {

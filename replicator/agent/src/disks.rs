@@ -27,6 +27,8 @@ struct Disk {
     /// Whether it was whole in the log at any time since the log has told of it.
     was_whole: bool,
     read_error: Option<String>,
+    /// A verify has found a difference that was not read again yet.
+    differs: bool,
     written: Rate,
     logged: Rate,
     _lock: DiskLock,
@@ -64,6 +66,7 @@ impl ProtectedDisks {
                 device,
                 was_whole: false,
                 read_error: None,
+                differs: false,
                 written: Rate::default(),
                 logged: Rate::default(),
                 _lock: lock,
@@ -260,6 +263,13 @@ impl ProtectedDisks {
         }
     }
 
+    /// A verify has found a difference, which is read again.
+    pub fn differs(&mut self, index: DiskIndex) {
+        if let Some(at) = self.position(index) {
+            self.disks[at].differs = true;
+        }
+    }
+
     /// How every disk stands.
     pub fn tell(
         &mut self,
@@ -276,16 +286,17 @@ impl ProtectedDisks {
             let settled = progress.is_some_and(|progress| progress.settled);
             if settled {
                 disk.was_whole = true;
-                disk.read_error = None;
+                (disk.read_error, disk.differs) = (None, false);
             }
             let logged = bytes(known.index).logged;
-            let why = progress.and_then(|progress| progress.gap).unwrap_or(GapReason::FirstSync);
+            let gap = progress.and_then(|progress| progress.gap).unwrap_or(GapReason::FirstSync);
+            let why = if disk.differs { "verify-difference".to_owned() } else { gap.to_string() };
             told.push(DiskSnapshot {
                 index: known.index,
                 name: known.name.clone(),
                 progress,
                 was_whole: disk.was_whole,
-                why: disk.read_error.clone().unwrap_or_else(|| why.to_string()),
+                why: disk.read_error.clone().unwrap_or(why),
                 written_per_second: disk
                     .written
                     .over(source.disk_counters(known.index).submitted_bytes, elapsed),

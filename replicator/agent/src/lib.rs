@@ -21,6 +21,7 @@ mod sealer;
 mod session;
 mod snapshot;
 mod state;
+mod verify;
 
 pub use check::{check, devices};
 pub use error::AgentError;
@@ -51,6 +52,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::runtime::{self, Runtime};
 use tokio::sync::{mpsc, oneshot};
+use verify::Verify;
 
 /// Commands to the owner that may wait: an operator's few.
 const COMMANDS_WAITING: usize = 64;
@@ -99,16 +101,25 @@ fn protect(
     let name = identity.name.clone();
     tracing::info!(%name, %machine, "protecting");
     let shared = shared();
-    let names = disks.names().into_iter().map(|(index, name, _)| (index, name)).collect();
+    let names: Vec<_> = disks.names().into_iter().map(|(index, name, _)| (index, name)).collect();
     let known_past = Arc::new(Mutex::new(disks.past()));
     let session = new_session(machine, &disks, window_limits(options));
     let sealer = sealer::start(identity.frame_key.clone())
         .map_err(|source| AgentError::Start { what: "the sealer", source })?;
     let (commands, obeyed) = channel::bounded(COMMANDS_WAITING);
-    let frames = sealer.input;
-    let parts = Parts { source, machine, disks, commands: obeyed, frames, shared: shared.clone() };
-    let (owner, owner_failed) = start_owner(parts)?;
     let (asks, asked) = mpsc::channel(ASKS_WAITING);
+    let audit = AuditLog::new(&options.state);
+    let verify = Verify::new(asks.clone(), shared.link.clone(), audit.clone(), names.clone());
+    let parts = Parts {
+        source,
+        machine,
+        disks,
+        commands: obeyed,
+        frames: sealer.input,
+        shared: shared.clone(),
+        verify,
+    };
+    let (owner, owner_failed) = start_owner(parts)?;
     let control = Control {
         machine,
         name,
@@ -117,7 +128,7 @@ fn protect(
         past: known_past.clone(),
         owner: commands.clone(),
         asks,
-        audit: AuditLog::new(&options.state),
+        audit,
     };
     let server = Server::start(&options.runtime, Role::Agent, Arc::new(control))?;
     notify_ready();

@@ -66,6 +66,11 @@ impl Marks {
         interval || !self.waiting.is_empty()
     }
 
+    /// A point of all settled disks was taken for another reason: it serves the interval, too.
+    pub fn taken(&mut self, position: Sequence, now: Instant) {
+        (self.last, self.last_position) = (now, Some(position));
+    }
+
     /// Somebody asks for a point; every write completed by now stands before `behind`.
     pub fn ask(&mut self, request: MarkRequest, behind: RingPosition) {
         if self.waiting.len() >= WAITING_LIMIT {

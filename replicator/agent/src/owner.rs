@@ -10,8 +10,11 @@ use crate::marks::{Here, MarkRequest, Marks};
 use crate::pace::Pace;
 use crate::reader::{READ_BYTES, Reader};
 use crate::snapshot::{SharedLink, SharedSnapshot, Snapshot, Unsealed};
+use crate::verify::{Hands, POINT_LABEL, Standing, Verify, VerifyRequest};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
-use redoubt_log::{DiskIndex, DiskSet, GapReason, MachineId, Sequence, WallTime};
+use redoubt_log::{
+    DiskIndex, DiskSet, GapReason, MachineId, PointId, PointKind, Sequence, WallTime,
+};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::Welcome;
 use redoubt_tracker::probe::{Attached, Capability};
@@ -60,6 +63,8 @@ pub(crate) enum Command {
     Mark(MarkRequest),
     /// The operator pauses, or ends the pause.
     Pause(bool),
+    /// Disks are to be compared with their replicas.
+    Verify(VerifyRequest),
     /// The agent ends.
     Stop,
 }
@@ -101,6 +106,7 @@ pub(crate) struct Owner {
     /// The last number of a log that began anew: none is used twice.
     sequences_used: Sequence,
     skipped_runs: u64,
+    verify: Verify,
     pace: Pace,
 }
 
@@ -112,12 +118,13 @@ pub(crate) struct Parts {
     pub commands: Receiver<Command>,
     pub frames: Sender<Ready>,
     pub shared: Shared,
+    pub verify: Verify,
 }
 
 impl Owner {
     /// An owner of tracked disks, of which nothing is logged yet.
     pub fn new(parts: Parts) -> Result<Self, AgentError> {
-        let Parts { mut source, machine, mut disks, commands, frames, shared } = parts;
+        let Parts { mut source, machine, mut disks, commands, frames, shared, verify } = parts;
         let mode = match source.capability() {
             Capability::Data => CaptureMode::Data,
             Capability::Bitmap(reason) => {
@@ -152,6 +159,7 @@ impl Owner {
             behind_since: Some(now),
             sequences_used: Sequence(0),
             skipped_runs: skipped,
+            verify,
             pace: Pace::new(now),
         })
     }
@@ -167,7 +175,7 @@ impl Owner {
             let busy = if self.log.is_some() { self.advance()? } else { false };
             self.tell();
             if !busy {
-                let reading = self.reader.in_flight() > 0;
+                let reading = self.reader.in_flight() > 0 || self.verify.is_reading();
                 self.source.wait(if reading { READ_WAIT } else { IDLE_WAIT })?;
             }
         }
@@ -182,7 +190,9 @@ impl Owner {
                     self.sequences_used = log.position();
                 }
                 self.resync = true;
-                self.marks.fail_all("the log begins anew: try again once the disks stream");
+                let why = "the log begins anew: try again once the disks stream";
+                self.marks.fail_all(why);
+                self.verify.fail(&mut self.tracking, why);
                 self.pause_capture()
             }
             Command::Mark(request) => {
@@ -191,6 +201,12 @@ impl Owner {
                 Ok(())
             }
             Command::Pause(pause) => self.pause(pause),
+            Command::Verify(request) => {
+                let (logging, by_operator) = (self.log.is_some(), self.paused_by_operator);
+                let standing = Standing { logging, by_operator };
+                self.verify.begin(request, &self.tracking, &standing, Instant::now());
+                Ok(())
+            }
             Command::Stop => Ok(()),
         }
     }
@@ -250,6 +266,8 @@ impl Owner {
         // Before finished reads are logged: a point stands right behind what was just checked.
         self.take_points(now.1)?;
         self.read()?;
+        let Self { source, tracking, reader, disks, .. } = self;
+        self.verify.advance(&mut Hands { source, tracking, reader, disks }, now.1)?;
         self.seal_ready()?;
         Ok(more)
     }
@@ -273,6 +291,9 @@ impl Owner {
         let log = self.log.as_mut().expect("only called with a log");
         let finished = self.reader.reap(0)?;
         for read in finished {
+            if self.verify.takes(&read, &mut self.tracking, Instant::now()) {
+                continue;
+            }
             match &read.completion.result {
                 Ok(length) => {
                     let data = &read.completion.buffer[..*length];
@@ -306,7 +327,9 @@ impl Owner {
 
     fn take_points(&mut self, now: Instant) -> Result<(), AgentError> {
         self.marks.expire(now);
-        if self.marks.is_due(now) || now - self.rotated >= ROTATE_EVERY {
+        let drained = self.tracking.drained();
+        let wanted = self.verify.wants_point(drained, self.tracking.settled());
+        if wanted || self.marks.is_due(now) || now - self.rotated >= ROTATE_EVERY {
             self.look_for_skipped_runs()?;
         }
         let settled = self.tracking.settled();
@@ -315,8 +338,14 @@ impl Owner {
         if log.is_checked()
             && let Some(at) = self.coverage.time()
         {
-            let here = Here { drained: self.tracking.drained(), at, settled, all };
+            let here = Here { drained, at, settled, all };
             self.marks.take(log, &here, now);
+            if self.verify.wants_point(drained, settled) {
+                let (point, kind) = (PointId::random(), PointKind::CrashConsistent);
+                let sequence = log.marker(point, kind, POINT_LABEL.to_owned(), settled, at);
+                self.marks.taken(sequence, now);
+                self.verify.point(point, sequence, &mut self.tracking);
+            }
         }
         if now - self.rotated >= ROTATE_EVERY {
             self.rotated = now;
@@ -383,7 +412,12 @@ impl Owner {
         if self.log.is_none() {
             return Ok(());
         }
-        if pause { self.pause_capture() } else { self.resume_capture(GapReason::Paused) }
+        if pause {
+            self.verify.fail(&mut self.tracking, "the operator pauses replication");
+            self.pause_capture()
+        } else {
+            self.resume_capture(GapReason::Paused)
+        }
     }
 
     fn pause_capture(&mut self) -> Result<(), AgentError> {
@@ -436,6 +470,7 @@ impl Owner {
     /// drains.
     fn stop(mut self) -> Result<(), AgentError> {
         self.marks.fail_all("the agent stops");
+        self.verify.fail(&mut self.tracking, "the agent stops");
         self.pause_capture()
     }
 

@@ -1,9 +1,10 @@
-//! What the operator asks of the target through this machine's agent: its points, and a disk as it
-//! was at one.
+//! What is asked of the target through this machine's agent: its points, a disk as it was at one,
+//! and whether a disk is there what it is here.
 
 use redoubt_log::{DiskIndex, PointId, Sequence};
 use redoubt_protocol::AgentMessage;
 use redoubt_protocol::message::{OpenedPoint, PointSummary, RequestId};
+use redoubt_protocol::verify::{Check, DifferentPiece};
 use redoubt_transport::PointReceiver;
 use std::collections::HashMap;
 use tokio::sync::mpsc;
@@ -13,6 +14,18 @@ const CHUNKS_WAITING: usize = 4;
 
 /// What becomes of a question.
 pub(crate) type PointsReply = std::sync::mpsc::Sender<Result<Vec<PointSummary>, String>>;
+
+/// Why the target has compared nothing.
+#[derive(Debug)]
+pub(crate) enum NotChecked {
+    /// The connection has ended: another may follow.
+    Lost(String),
+    /// It says why.
+    Refused(String),
+}
+
+/// The pieces that differ.
+pub(crate) type CheckAnswer = Result<Vec<DifferentPiece>, NotChecked>;
 
 /// A part of a point's content: what is not sent reads as zero.
 pub(crate) enum PointPart {
@@ -32,6 +45,8 @@ pub(crate) enum Ask {
     Points { reply: PointsReply },
     /// A disk at a point.
     Read { disk: DiskIndex, point: Option<PointId>, parts: mpsc::Sender<PointPart> },
+    /// Whether a disk is at a point what hashes say.
+    Check { check: Check, reply: std::sync::mpsc::Sender<CheckAnswer> },
 }
 
 impl Ask {
@@ -45,6 +60,7 @@ impl Ask {
         match self {
             Self::Points { reply } => drop(reply.send(Err(why.to_owned()))),
             Self::Read { parts, .. } => drop(parts.try_send(PointPart::Failed(why.to_owned()))),
+            Self::Check { reply, .. } => drop(reply.send(Err(NotChecked::Lost(why.to_owned())))),
         }
     }
 }
@@ -59,6 +75,9 @@ enum Waiting {
         parts: mpsc::Sender<PointPart>,
         stream: Option<PointReceiver>,
         is_open: bool,
+    },
+    Check {
+        reply: std::sync::mpsc::Sender<CheckAnswer>,
     },
 }
 
@@ -83,6 +102,10 @@ impl Pending {
                 let read = Waiting::Read { parts, stream: None, is_open: false };
                 self.waiting.insert(request, read);
                 AgentMessage::ReadPoint { request, disk, point }
+            }
+            Ask::Check { check, reply } => {
+                self.waiting.insert(request, Waiting::Check { reply });
+                AgentMessage::Check { request, check }
             }
         }
     }
@@ -122,6 +145,14 @@ impl Pending {
             self.waiting.remove(&request);
         }
         self.receive_if_ready(request);
+    }
+
+    /// A check is answered.
+    pub fn checked(&mut self, request: RequestId, result: Result<Vec<DifferentPiece>, String>) {
+        if let Some(Waiting::Check { reply }) = self.waiting.remove(&request) {
+            // The verify may have ended.
+            let _ = reply.send(result.map_err(NotChecked::Refused));
+        }
     }
 
     /// A point's content comes.
@@ -167,7 +198,7 @@ impl Pending {
     pub fn forget_given_up(&mut self) {
         self.waiting.retain(|_, waiting| match waiting {
             Waiting::Read { parts, .. } => !parts.is_closed(),
-            Waiting::Points { .. } => true,
+            Waiting::Points { .. } | Waiting::Check { .. } => true,
         });
     }
 
@@ -178,6 +209,9 @@ impl Pending {
                 Waiting::Points { reply, .. } => drop(reply.send(Err(why.to_owned()))),
                 Waiting::Read { parts, .. } => {
                     drop(parts.try_send(PointPart::Failed(why.to_owned())));
+                }
+                Waiting::Check { reply } => {
+                    drop(reply.send(Err(NotChecked::Lost(why.to_owned()))));
                 }
             }
         }

@@ -8,16 +8,18 @@ use crate::marks::MarkRequest;
 use crate::owner::{Command, Shared};
 use crate::requests::{Ask, Pending};
 use crate::sealer::Sealed;
+use crate::verify::{VerifyEvent, VerifyRequest};
 use bytes::Bytes;
 use crossbeam::channel::Sender;
-use redoubt_log::{PointKind, Sequence};
+use redoubt_log::{DiskIndex, PointKind, Sequence};
 use redoubt_protocol::message::{MarkedPoint, RequestId};
 use redoubt_protocol::{
     AgentAction, AgentEvent, AgentMessage, AgentPast, AgentSession, ConnectionId, NotTaken,
     TargetMessage,
 };
 use redoubt_transport::AgentIdentity;
-use std::sync::atomic::Ordering;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -62,6 +64,10 @@ pub(crate) struct Driver {
     pending: Pending,
     events: (UnboundedSender<LinkEvent>, UnboundedReceiver<LinkEvent>),
     marks: (UnboundedSender<TargetMark>, UnboundedReceiver<TargetMark>),
+    /// What a verify that the target asks for tells it; two messages a second at most.
+    verified: (UnboundedSender<AgentMessage>, UnboundedReceiver<AgentMessage>),
+    /// Verifies that the target waits for; set when it does so no longer.
+    verifies: HashMap<RequestId, Arc<AtomicBool>>,
     ended: Option<AgentError>,
     /// What the session remembers, for the status.
     known_past: Arc<Mutex<AgentPast>>,
@@ -89,6 +95,8 @@ impl Driver {
             pending: Pending::default(),
             events: mpsc::unbounded_channel(),
             marks: mpsc::unbounded_channel(),
+            verified: mpsc::unbounded_channel(),
+            verifies: HashMap::new(),
             ended: None,
         }
     }
@@ -106,6 +114,12 @@ impl Driver {
                 Some(mark) = self.marks.1.recv() => {
                     let TargetMark { request, result } = mark;
                     self.handle(AgentEvent::Say(AgentMessage::Marked { request, result }));
+                }
+                Some(message) = self.verified.1.recv() => {
+                    if let AgentMessage::Verified { request, .. } = &message {
+                        self.verifies.remove(request);
+                    }
+                    self.handle(AgentEvent::Say(message));
                 }
                 Some(sealed) = inputs.sealed.recv(), if self.waiting.is_none() => self.push(sealed),
                 Some(ask) = inputs.asks.recv() => self.asked(ask),
@@ -252,12 +266,36 @@ impl Driver {
             TargetMessage::PointOpened { request, result } => {
                 self.pending.opened(request, result);
             }
+            TargetMessage::Checked { request, result } => self.pending.checked(request, result),
+            TargetMessage::Verify { request, disk } => self.verify(request, disk),
+            TargetMessage::GiveUpVerify { request } => {
+                if let Some(given_up) = self.verifies.remove(&request) {
+                    given_up.store(true, Ordering::Release);
+                }
+            }
             // The session itself has dealt with these.
             TargetMessage::Welcome(_)
             | TargetMessage::Refused(_)
             | TargetMessage::Durable { .. }
             | TargetMessage::Confirm => {}
         }
+    }
+
+    fn verify(&mut self, request: RequestId, disk: Option<DiskIndex>) {
+        let answers = self.verified.0.clone();
+        let tell = Box::new(move |event| {
+            let message = match event {
+                VerifyEvent::Progress(done_bytes, total_bytes) => {
+                    AgentMessage::VerifyProgress { request, done_bytes, total_bytes }
+                }
+                VerifyEvent::Ended(result) => AgentMessage::Verified { request, result },
+            };
+            // The driver has gone only when the agent ends.
+            let _ = answers.send(message);
+        });
+        let given_up = Arc::new(AtomicBool::new(false));
+        self.verifies.insert(request, given_up.clone());
+        self.tell(Command::Verify(VerifyRequest { disk, tell, given_up }));
     }
 
     fn asked(&mut self, ask: Ask) {
@@ -285,6 +323,7 @@ impl Driver {
         let link = self.link.take_if(|link| link.id() == id)?;
         self.shared.link.ended();
         self.pending.fail_all("the connection to the target has ended");
+        self.verifies.drain().for_each(|(_, given_up)| given_up.store(true, Ordering::Release));
         Some(link)
     }
 

@@ -3,7 +3,7 @@
 
 #[cfg(feature = "agent")]
 use crate::commands::{agent, disks};
-use crate::commands::{completions, copy_out, manual, mark, points, status};
+use crate::commands::{completions, copy_out, manual, mark, points, status, verify};
 #[cfg(feature = "target")]
 use crate::commands::{invite, master_target};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -25,7 +25,7 @@ use std::path::PathBuf;
         0  done\n  \
         1  failed; the message says why and what to do\n  \
         2  the command line or a configuration file is wrong\n  \
-        3  done, and the answer is no (--check: cannot be protected)\n  \
+        3  done, and the answer is no (--check: cannot be protected; verify: something differs)\n  \
         4  timed out\n  \
         5  no role behind the runtime directory\n\n\
         First steps:\n  \
@@ -72,6 +72,7 @@ pub enum Command {
     Mark(mark::Mark),
     Points(points::Points),
     CopyOut(copy_out::CopyOut),
+    Verify(verify::Verify),
     Completions(completions::Completions),
     Manual(manual::Manual),
 }
@@ -149,7 +150,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            6 + 2 * usize::from(cfg!(feature = "agent"))
+            7 + 2 * usize::from(cfg!(feature = "agent"))
                 + 2 * usize::from(cfg!(feature = "target"))
         );
     }

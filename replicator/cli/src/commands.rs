@@ -14,6 +14,7 @@ pub mod mark;
 pub mod master_target;
 pub mod points;
 pub mod status;
+pub mod verify;
 
 use crate::arguments::{Arguments, Command};
 use redoubt_control::ExitStatus;
@@ -33,6 +34,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         Command::Mark(command) => mark::run(command, &arguments.runtime(None)),
         Command::Points(command) => points::run(command, &arguments.runtime(None)),
         Command::CopyOut(command) => copy_out::run(command, &arguments.runtime(None)),
+        Command::Verify(command) => verify::run(command, &arguments.runtime(None)),
         Command::Completions(command) => completions::run(command),
         Command::Manual(command) => manual::run(command),
     }

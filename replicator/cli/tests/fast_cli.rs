@@ -3,8 +3,8 @@
 
 use redoubt_control::status::{PointKind, PointStatus, RoleStatus};
 use redoubt_control::{
-    ExitStatus, Handler, Peer, PointSelector, Request, Responder, Response, Role, RuntimeDirectory,
-    Server, UtcTime,
+    DifferentRange, ExitStatus, Handler, Name, Peer, PointSelector, Request, Responder, Response,
+    Role, RuntimeDirectory, Server, UtcTime, VerifyReport,
 };
 use std::path::Path;
 use std::process::{Command, Output};
@@ -57,13 +57,39 @@ impl Play {
                 }],
             },
             Request::CopyOut { .. } => Response::CopiedOut { point, bytes: 4096 },
+            Request::Verify { disk, .. } => {
+                let disk = disk.clone().expect("a disk is named");
+                Response::Verified { report: Box::new(verified(disk)) }
+            }
         }
+    }
+}
+
+/// What comes of a verify of a disk that is named after it.
+fn verified(disk: Name) -> VerifyReport {
+    let (differing_bytes, not_compared_bytes) = match disk.as_str() {
+        "equal" => (0, 0),
+        "differs" => (512, 4096),
+        _ => (0, 4096),
+    };
+    let range = DifferentRange { disk, offset: 4096, length: 512 };
+    VerifyReport {
+        machine: "web-01".parse().expect("a name"),
+        equal: differing_bytes + not_compared_bytes == 0,
+        compared_bytes: 1 << 20,
+        not_compared_bytes,
+        discarded_bytes: 0,
+        differing_bytes,
+        differences: if differing_bytes > 0 { vec![range] } else { Vec::new() },
+        unlisted_differences: 0,
+        point: None,
+        hindrance: None,
     }
 }
 
 impl Handler for Play {
     fn handle(&self, _: Peer, request: Request, responder: &mut dyn Responder) {
-        if matches!(request, Request::CopyOut { .. }) {
+        if matches!(request, Request::CopyOut { .. } | Request::Verify { .. }) {
             let step = Response::Progress { done_bytes: 1, total_bytes: 2 };
             responder.send(&step).expect("the command listens");
         }
@@ -202,6 +228,21 @@ fn copy_out_gives_the_role_an_absolute_path() {
     let [Request::CopyOut { to, point, force, .. }] = asked.as_slice() else { panic!("{asked:?}") };
     assert!(to.is_absolute() && to.ends_with("x.img"));
     assert_eq!((*point, *force), (PointSelector::Latest, false));
+}
+
+#[test]
+fn only_a_verify_that_compared_all_and_found_nothing_is_exit_status_0() {
+    let site = Site::new();
+    let (_target, _server) = site.play(Role::Target);
+    for (disk, status) in [("equal", 0), ("differs", 3), ("hot", 4)] {
+        let output = site.run(&["verify", "--disk", disk, "--json"]);
+        assert_eq!(output.status.code(), Some(status), "{disk}: {}", error(&output));
+        let report: VerifyReport = serde_json::from_str(out(&output)).expect("JSON");
+        assert_eq!(report, verified(disk.parse().expect("a name")));
+        let text = site.run(&["verify", "--disk", disk]);
+        assert_eq!(text.status.code(), Some(status));
+        assert_eq!(out(&text).contains("web-01: equal"), status == 0, "{}", out(&text));
+    }
 }
 
 #[test]

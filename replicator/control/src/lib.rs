@@ -14,6 +14,7 @@ pub mod service;
 pub mod socket;
 pub mod status;
 pub mod units;
+pub mod verify;
 
 pub use audit::{AuditEntry, AuditLog};
 pub use bounded::{PointInterval, RingSize, WindowSize};
@@ -25,3 +26,4 @@ pub use runtime::RuntimeDirectory;
 pub use socket::{Client, Handler, Peer, Responder, Server, SocketError};
 pub use status::Role;
 pub use units::{Size, Span, UtcTime};
+pub use verify::{DifferentRange, VerifyReport};

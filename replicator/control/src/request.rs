@@ -46,6 +46,15 @@ pub enum Request {
         /// Overwrite what is there.
         force: bool,
     },
+    /// Prove by hash that disks and replicas agree, and read again what differs; answered by
+    /// progress every few seconds, then [`Response::Verified`](crate::Response::Verified). It is
+    /// given up when the client goes away.
+    Verify {
+        /// Of which machine.
+        machine: Option<Name>,
+        /// Which disk; all of the machine where none is named.
+        disk: Option<Name>,
+    },
 }
 
 /// A recovery point as an operator names it: `latest` or an id.

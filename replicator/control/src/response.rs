@@ -2,6 +2,7 @@
 
 use crate::exit::ExitStatus;
 use crate::status::{PointStatus, RoleStatus};
+use crate::verify::VerifyReport;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -30,6 +31,11 @@ pub enum Response {
         point: Uuid,
         /// Its size.
         bytes: u64,
+    },
+    /// Disks and replicas were compared.
+    Verified {
+        /// What came of it.
+        report: Box<VerifyReport>,
     },
     /// How far a long request has come; also says that the role is alive.
     Progress {

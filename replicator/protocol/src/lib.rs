@@ -6,6 +6,7 @@ mod backoff;
 pub mod frame_place;
 pub mod message;
 pub mod target_session;
+pub mod verify;
 mod window;
 
 pub use agent_session::{

@@ -8,6 +8,7 @@
 //! Variants and fields are only ever appended; a change of what stands here raises
 //! [`PROTOCOL_VERSION`]. Version 1: the first.
 
+use crate::verify::{Check, DifferentPiece, VerifyOutcome};
 use redoubt_log::codec::{CodecError, decode_bounded, encode_bounded};
 use redoubt_log::{
     DiskIndex, DiskSet, Generation, Incarnation, MachineId, Name, PointId, RoleEpoch, Sequence,
@@ -73,6 +74,30 @@ pub enum AgentMessage {
     },
     /// Answer to [`TargetMessage::Confirm`].
     Confirmed,
+    /// Asks whether a disk is at a point what hashes say; answered by [`TargetMessage::Checked`].
+    /// One at a time.
+    Check {
+        /// Returned in the answer.
+        request: RequestId,
+        /// The question.
+        check: Check,
+    },
+    /// How far a [`TargetMessage::Verify`] has come.
+    VerifyProgress {
+        /// The verify's request.
+        request: RequestId,
+        /// Bytes that are done with.
+        done_bytes: u64,
+        /// Of so many.
+        total_bytes: u64,
+    },
+    /// Answer to [`TargetMessage::Verify`].
+    Verified {
+        /// The verify's request.
+        request: RequestId,
+        /// What came of it, or why it was not carried to its end.
+        result: Result<VerifyOutcome, String>,
+    },
 }
 
 /// From the target to the agent.
@@ -131,6 +156,26 @@ pub enum TargetMessage {
     /// Answer to a hello that may be admitted: say that you still live. Without it, a hello that a
     /// dead run left in the network would fence the run that lives.
     Confirm,
+    /// Answer to [`AgentMessage::Check`].
+    Checked {
+        /// The request.
+        request: RequestId,
+        /// The pieces that differ, ascending, or why nothing was compared.
+        result: Result<Vec<DifferentPiece>, String>,
+    },
+    /// Prove by hash that disks and replicas agree, and read again what differs. One at a time on a
+    /// machine.
+    Verify {
+        /// Returned in [`AgentMessage::VerifyProgress`] and [`AgentMessage::Verified`].
+        request: RequestId,
+        /// Which disk; `None` means all.
+        disk: Option<DiskIndex>,
+    },
+    /// Nobody waits for this [`TargetMessage::Verify`] any more: it may end.
+    GiveUpVerify {
+        /// The verify's request.
+        request: RequestId,
+    },
 }
 
 /// Pairs an answer with its question; counted by the side that asks, per connection.

@@ -2,7 +2,7 @@
 
 use super::machine::MachineEvent;
 use super::protected::{Protected, Registry};
-use super::status;
+use super::{status, verify};
 use crate::store::{PointChoice, copy_out};
 use redoubt_control::audit::{AuditEntry, AuditLog};
 use redoubt_control::request::{PointSelector, Request};
@@ -71,6 +71,15 @@ impl Control {
                 let response = response.unwrap_or_else(|failed| failed);
                 let object = format!("{}/{disk} to {}", machine.name, to.display());
                 audit(&self.audit, Some(peer.uid), "copy-out", &object, &response);
+                Ok(response)
+            }
+            Request::Verify { machine, disk } => {
+                let machine = self.machine(machine.as_ref())?;
+                let response = verify::run(&self.registry, &machine, disk.as_ref(), responder);
+                let response = response.unwrap_or_else(|failed| failed);
+                let disk = disk.map(|disk| format!("/{disk}")).unwrap_or_default();
+                let object = format!("{}{disk}", machine.name);
+                audit(&self.audit, Some(peer.uid), "verify", &object, &response);
                 Ok(response)
             }
         }
@@ -236,6 +245,7 @@ fn copy(
 fn audit(log: &AuditLog, actor: Option<u32>, action: &str, object: &str, response: &Response) {
     let (outcome, reason) = match response {
         Response::Failed { message, .. } => ("failed", Some(message.clone())),
+        Response::Verified { report } => (report.verdict(), Some(report.summary())),
         _ => ("done", None),
     };
     let entry = AuditEntry {

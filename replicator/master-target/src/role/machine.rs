@@ -6,6 +6,7 @@ use super::connection::Link;
 use super::journal::{Fence, Job};
 use super::points::{PointRequest, list_page, send_point};
 use super::protected::{MachineEnds, Protected};
+use super::{checks, verify};
 use crate::store::{Admitted, DiskSpec, HelloAnswer, StoreError};
 use crossbeam::channel::Sender;
 use redoubt_engine::buffer::AlignedBuffer;
@@ -188,6 +189,19 @@ impl MachineTask {
                     ));
                 }
             }
+            AgentMessage::Check { request, check } => {
+                if let Some(link) = self.session.streaming().and_then(|id| self.links.get(&id)) {
+                    let machine = self.machine.clone();
+                    tokio::spawn(checks::answer(machine, request, check, link.speaker()));
+                }
+            }
+            AgentMessage::VerifyProgress { request, done_bytes, total_bytes } => {
+                let news = verify::News::Progress(done_bytes, total_bytes);
+                verify::heard(&self.machine, request, news);
+            }
+            AgentMessage::Verified { request, result } => {
+                verify::heard(&self.machine, request, verify::News::Ended(result));
+            }
             AgentMessage::Goodbye { reason } => {
                 tracing::info!(machine = %self.machine.name, %reason, "the agent says goodbye");
                 self.machine.live().connected = false;
@@ -204,6 +218,9 @@ impl MachineTask {
         if !online {
             let gone = || Err("the agent's connection has ended".to_owned());
             live.marks.drain().for_each(|(_, reply)| drop(reply.send(gone())));
+            let ended = |why| verify::News::Ended(Err(why));
+            let gone = || "the agent's connection has ended: ask again once it is back".to_owned();
+            live.verifies.drain().for_each(|(_, to)| drop(to.send(ended(gone()))));
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod apply;
 mod arrivals;
+mod checks;
 mod connection;
 mod control;
 mod error;
@@ -11,6 +12,7 @@ mod machine;
 mod points;
 mod protected;
 mod status;
+mod verify;
 
 pub use error::TargetError;
 

@@ -5,6 +5,7 @@ use super::apply;
 use super::error::TargetError;
 use super::journal::{self, Job};
 use super::machine::MachineEvent;
+use super::verify;
 use crate::store::{Store, StoreMachine};
 use crossbeam::channel::Sender;
 use crossbeam::sync::Unparker;
@@ -39,6 +40,7 @@ pub(super) struct Live {
     pub full: Option<String>,
     pub apply_error: Option<String>,
     pub marks: HashMap<RequestId, MarkReply>,
+    pub verifies: HashMap<RequestId, verify::Listener>,
 }
 
 /// A protected machine.
@@ -49,6 +51,8 @@ pub(super) struct Protected {
     pub events: mpsc::Sender<MachineEvent>,
     pub durable: AtomicU64,
     pub applied: AtomicU64,
+    /// Held by the one check that compares.
+    pub checking: Arc<tokio::sync::Mutex<()>>,
     live: Mutex<Live>,
 }
 
@@ -121,6 +125,7 @@ impl Registry {
             events,
             durable: AtomicU64::new(status.durable.0),
             applied: AtomicU64::new(status.applied.0),
+            checking: Arc::default(),
             live: Mutex::default(),
         });
         let apply = apply::start(machine.clone(), self.keep, self.journal_keep, &self.stopping)?;

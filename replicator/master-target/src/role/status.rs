@@ -38,7 +38,8 @@ pub(super) fn of(machine: &Protected, data: &Path) -> MachineStatus {
     }
 }
 
-fn name_of(stored: &str) -> Name {
+/// A name of the store's, as the socket shows it.
+pub(super) fn name_of(stored: &str) -> Name {
     stored.parse().expect("the store's names come from hellos, where they were checked")
 }
 

@@ -203,6 +203,11 @@ impl Tracking {
         self.disks.iter_mut().for_each(|disk| disk.checks.under_way.clear());
     }
 
+    /// Bytes of a disk.
+    pub fn size(&self, index: DiskIndex) -> Option<u64> {
+        self.disks.iter().find(|disk| disk.index == index).map(|disk| disk.demand.size())
+    }
+
     /// How often the log of a disk had a gap: writes in flight at one may be unknown until they
     /// end.
     pub fn gaps(&self, index: DiskIndex) -> u64 {

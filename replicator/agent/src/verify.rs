@@ -1,0 +1,224 @@
+//! A verify under way, as the owner of the tracker carries it on between its other work: batches
+//! are read and hashed, a point is put behind each, and the target is asked what it has there. It
+//! never waits, and calls nothing equal that was not compared.
+
+mod batch;
+mod command;
+mod plan;
+mod run;
+
+pub(crate) use command::{VerifyCommand, verify};
+pub(crate) use run::Hands;
+
+use crate::error::AgentError;
+use crate::reader::Finished;
+use crate::requests::Ask;
+use crate::snapshot::SharedLink;
+use redoubt_control::audit::{AuditEntry, AuditLog};
+use redoubt_control::names::Name;
+use redoubt_control::units::UtcTime;
+use redoubt_log::{ByteRange, DiskIndex, DiskSet, PointId, Sequence};
+use redoubt_protocol::verify::VerifyOutcome;
+use redoubt_tracker::{ReadOrder, RingPosition, Tracking};
+use run::{Found, Run, Step};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// After a gap writes may be in flight that nobody saw begin: a check that such a write outlives
+/// would find a difference where nothing is wrong. So long they are given to end.
+const GAP_QUIET: Duration = Duration::from_secs(2);
+
+/// The label of the points that a verify takes.
+pub(crate) const POINT_LABEL: &str = "verify";
+
+/// What a verify tells whoever asked for it.
+pub(crate) enum VerifyEvent {
+    /// Bytes that are done with, and of how many.
+    Progress(u64, u64),
+    /// It has ended; nothing follows.
+    Ended(Result<VerifyOutcome, String>),
+}
+
+/// A verify that somebody asks for.
+pub(crate) struct VerifyRequest {
+    /// Which disk; `None` means all.
+    pub disk: Option<DiskIndex>,
+    pub tell: Box<dyn FnMut(VerifyEvent) + Send>,
+    /// Nobody waits for it any more.
+    pub given_up: Arc<AtomicBool>,
+}
+
+/// What the owner knows that a verify rests on.
+pub(crate) struct Standing {
+    /// A log is written.
+    pub logging: bool,
+    pub by_operator: bool,
+}
+
+/// The verify of this machine, if one is under way: one at a time.
+pub(crate) struct Verify {
+    asks: mpsc::Sender<Ask>,
+    link: SharedLink,
+    audit: AuditLog,
+    names: Vec<(DiskIndex, Name)>,
+    /// Reads under way for a verify, be it one that has ended.
+    reads: Vec<ReadOrder>,
+    /// How many gaps each disk has had, and when the last was seen.
+    gaps: HashMap<DiskIndex, (u64, Instant)>,
+    run: Option<Run>,
+}
+
+impl Verify {
+    /// Nothing is verified.
+    pub fn new(
+        asks: mpsc::Sender<Ask>,
+        link: SharedLink,
+        audit: AuditLog,
+        names: Vec<(DiskIndex, Name)>,
+    ) -> Self {
+        Self { asks, link, audit, names, reads: Vec::new(), gaps: HashMap::new(), run: None }
+    }
+
+    /// Begins, or says why not.
+    pub fn begin(
+        &mut self,
+        mut request: VerifyRequest,
+        tracking: &Tracking,
+        standing: &Standing,
+        now: Instant,
+    ) {
+        let sized = |index| tracking.size(index).map(|size| (index, size));
+        let asked = |index: &DiskIndex| request.disk.is_none_or(|disk| disk == *index);
+        let disks: Vec<_> =
+            tracking.indexes().into_iter().filter(asked).filter_map(sized).collect();
+        let why = if self.run.is_some() {
+            "a verify of this machine runs already: wait for its end, or end it (Ctrl-C)"
+        } else if standing.by_operator {
+            "replication is paused: nothing can be compared before it goes on"
+        } else if !standing.logging || !self.link.get().connected {
+            "the target cannot be reached now: `redoubt status` says why"
+        } else if disks.is_empty() {
+            "this agent does not track the disk: `redoubt status` says why"
+        } else {
+            tracing::info!(disks = disks.len(), "verify begins");
+            self.run = Some(Run::new(request, &disks, now));
+            return;
+        };
+        (request.tell)(VerifyEvent::Ended(Err(why.to_owned())));
+    }
+
+    /// Ends it without a result, if one is under way.
+    pub fn fail(&mut self, tracking: &mut Tracking, why: &str) {
+        if let Some(run) = self.run.take() {
+            tracing::warn!(why, "verify ends without a result");
+            tracking.forget_checks();
+            run.fail(why);
+        }
+    }
+
+    /// Whether a batch is being read or waits for its point: the owner should not sleep long.
+    pub fn is_reading(&self) -> bool {
+        self.run.as_ref().is_some_and(Run::is_reading)
+    }
+
+    /// Takes a finished read if it is one of a verify.
+    pub fn takes(&mut self, read: &Finished, tracking: &mut Tracking, now: Instant) -> bool {
+        let Some(at) = self.reads.iter().position(|order| *order == read.order) else {
+            return false;
+        };
+        self.reads.swap_remove(at);
+        if let Some(run) = &mut self.run {
+            run.take_read(read, tracking, now);
+        }
+        true
+    }
+
+    /// Whether a point is wanted in the log where the ring is drained up to `drained` and these
+    /// disks are settled.
+    pub fn wants_point(&self, drained: RingPosition, settled: DiskSet) -> bool {
+        self.run.as_ref().is_some_and(|run| run.wants_point(drained, settled))
+    }
+
+    /// The point stands right behind everything drained.
+    pub fn point(&mut self, point: PointId, sequence: Sequence, tracking: &mut Tracking) {
+        if let Some(run) = &mut self.run {
+            run.fix(point, sequence, tracking);
+        }
+    }
+
+    /// Goes on as far as that is possible without waiting.
+    pub fn advance(&mut self, hands: &mut Hands<'_>, now: Instant) -> Result<(), AgentError> {
+        self.look_for_gaps(hands.tracking, now);
+        let Some(mut run) = self.run.take() else { return Ok(()) };
+        if run.request.given_up.load(Ordering::Acquire) {
+            self.run = Some(run);
+            self.fail(hands.tracking, "given up: who asked has gone");
+            return Ok(());
+        }
+        let is_quiet = |(_, seen): &(u64, Instant)| now - *seen >= GAP_QUIET;
+        let mut ready = hands.tracking.settled();
+        for index in self.gaps.iter().filter(|(_, gap)| !is_quiet(gap)).map(|(index, _)| index) {
+            ready.remove(*index);
+        }
+        if !self.link.get().connected {
+            ready = DiskSet::default();
+        }
+        let step = run.step(hands, &self.asks, ready, &mut self.reads, now)?;
+        run.take_found().iter().for_each(|found| self.record(found));
+        match step {
+            Step::GoesOn => self.run = Some(run),
+            Step::Ended => {
+                hands.tracking.forget_checks();
+                run.finish();
+            }
+            Step::Failed(why) => {
+                self.run = Some(run);
+                self.fail(hands.tracking, &why);
+            }
+        }
+        Ok(())
+    }
+
+    fn look_for_gaps(&mut self, tracking: &Tracking, now: Instant) {
+        for index in tracking.indexes() {
+            let gaps = tracking.gaps(index);
+            let known = self.gaps.entry(index).or_insert((0, now));
+            if known.0 != gaps {
+                *known = (gaps, now);
+            }
+        }
+    }
+
+    /// Something differed, and is read again by now: it is said once, where it can be found later.
+    fn record(&self, found: &Found) {
+        let Found { disk, different, point } = found;
+        let Some(first) = different.iter().next() else { return };
+        let name = self.names.iter().find(|(index, _)| index == disk);
+        let name = name.map_or_else(|| disk.to_string(), |(_, name)| name.to_string());
+        let (bytes, ranges) = (different.total_bytes(), different.len());
+        tracing::warn!(disk = %name, bytes, ranges, first = %first, %point,
+            "the replica differs from the disk: what differs is read again");
+        let entry = AuditEntry {
+            time: UtcTime::now(),
+            actor: None,
+            action: "verify-difference".to_owned(),
+            object: name,
+            outcome: "is read again".to_owned(),
+            reason: Some(describe(bytes, ranges, first)),
+        };
+        // A sync of the audit log by the owner: rare, and shorter than a cut of the bitmap.
+        if let Err(error) = self.audit.append(&entry) {
+            tracing::error!(%error, "a difference is missing from the audit log");
+        }
+    }
+}
+
+fn describe(bytes: u64, ranges: usize, first: ByteRange) -> String {
+    format!(
+        "{bytes} bytes in {ranges} ranges, the first at {} ({} bytes)",
+        first.offset, first.length
+    )
+}
