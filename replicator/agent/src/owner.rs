@@ -204,7 +204,7 @@ impl Owner {
             Command::Verify(request) => {
                 let (logging, by_operator) = (self.log.is_some(), self.paused_by_operator);
                 let standing = Standing { logging, by_operator };
-                self.verify.begin(request, &self.tracking, &standing, Instant::now());
+                self.verify.begin(request, &mut self.tracking, &standing, Instant::now());
                 Ok(())
             }
             Command::Stop => Ok(()),

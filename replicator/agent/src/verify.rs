@@ -12,7 +12,7 @@ pub(crate) use run::Hands;
 
 use crate::error::AgentError;
 use crate::reader::Finished;
-use crate::requests::Ask;
+use crate::requests::{Ask, CheckAnswer};
 use crate::snapshot::SharedLink;
 use redoubt_control::audit::{AuditEntry, AuditLog};
 use redoubt_control::names::Name;
@@ -24,12 +24,16 @@ use run::{Found, Run, Step};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// After a gap writes may be in flight that nobody saw begin: a check that such a write outlives
 /// would find a difference where nothing is wrong. So long they are given to end.
 const GAP_QUIET: Duration = Duration::from_secs(2);
+
+/// Why a verify ends for which nobody waits.
+const GIVEN_UP: &str = "given up: who asked has gone";
 
 /// The label of the points that a verify takes.
 pub(crate) const POINT_LABEL: &str = "verify";
@@ -68,6 +72,8 @@ pub(crate) struct Verify {
     reads: Vec<ReadOrder>,
     /// How many gaps each disk has had, and when the last was seen.
     gaps: HashMap<DiskIndex, (u64, Instant)>,
+    /// The answer to a verify that has ended: the target is asked one thing at a time.
+    stale: Option<Receiver<CheckAnswer>>,
     run: Option<Run>,
 }
 
@@ -79,17 +85,21 @@ impl Verify {
         audit: AuditLog,
         names: Vec<(DiskIndex, Name)>,
     ) -> Self {
-        Self { asks, link, audit, names, reads: Vec::new(), gaps: HashMap::new(), run: None }
+        let (reads, gaps) = Default::default();
+        Self { asks, link, audit, names, reads, gaps, stale: None, run: None }
     }
 
     /// Begins, or says why not.
     pub fn begin(
         &mut self,
         mut request: VerifyRequest,
-        tracking: &Tracking,
+        tracking: &mut Tracking,
         standing: &Standing,
         now: Instant,
     ) {
+        if self.is_given_up() {
+            self.fail(tracking, GIVEN_UP);
+        }
         let sized = |index| tracking.size(index).map(|size| (index, size));
         let asked = |index: &DiskIndex| request.disk.is_none_or(|disk| disk == *index);
         let disks: Vec<_> =
@@ -115,7 +125,7 @@ impl Verify {
         if let Some(run) = self.run.take() {
             tracing::warn!(why, "verify ends without a result");
             tracking.forget_checks();
-            run.fail(why);
+            self.stale = self.stale.take().or(run.fail(why));
         }
     }
 
@@ -152,12 +162,10 @@ impl Verify {
     /// Goes on as far as that is possible without waiting.
     pub fn advance(&mut self, hands: &mut Hands<'_>, now: Instant) -> Result<(), AgentError> {
         self.look_for_gaps(hands.tracking, now);
-        let Some(mut run) = self.run.take() else { return Ok(()) };
-        if run.request.given_up.load(Ordering::Acquire) {
-            self.run = Some(run);
-            self.fail(hands.tracking, "given up: who asked has gone");
-            return Ok(());
+        if self.is_given_up() {
+            self.fail(hands.tracking, GIVEN_UP);
         }
+        let Some(mut run) = self.run.take() else { return Ok(()) };
         let is_quiet = |(_, seen): &(u64, Instant)| now - *seen >= GAP_QUIET;
         let mut ready = hands.tracking.settled();
         for index in self.gaps.iter().filter(|(_, gap)| !is_quiet(gap)).map(|(index, _)| index) {
@@ -166,13 +174,15 @@ impl Verify {
         if !self.link.get().connected {
             ready = DiskSet::default();
         }
-        let step = run.step(hands, &self.asks, ready, &mut self.reads, now)?;
+        self.stale.take_if(|stale| !matches!(stale.try_recv(), Err(TryRecvError::Empty)));
+        let asks = self.stale.is_none().then_some(&self.asks);
+        let step = run.step(hands, asks, ready, &mut self.reads, now)?;
         run.take_found().iter().for_each(|found| self.record(found));
         match step {
             Step::GoesOn => self.run = Some(run),
             Step::Ended => {
                 hands.tracking.forget_checks();
-                run.finish();
+                self.stale = self.stale.take().or(run.finish());
             }
             Step::Failed(why) => {
                 self.run = Some(run);
@@ -180,6 +190,11 @@ impl Verify {
             }
         }
         Ok(())
+    }
+
+    fn is_given_up(&self) -> bool {
+        let given_up = |run: &Run| run.request.given_up.load(Ordering::Acquire);
+        self.run.as_ref().is_some_and(given_up)
     }
 
     fn look_for_gaps(&mut self, tracking: &Tracking, now: Instant) {
@@ -209,7 +224,7 @@ impl Verify {
             outcome: "is read again".to_owned(),
             reason: Some(describe(bytes, ranges, first)),
         };
-        // A sync of the audit log by the owner: rare, and shorter than a cut of the bitmap.
+        // A sync by the owner, as of the state file whenever an epoch is dropped; and rare.
         if let Err(error) = self.audit.append(&entry) {
             tracing::error!(%error, "a difference is missing from the audit log");
         }

@@ -10,3 +10,4 @@ pub mod noise;
 pub mod oracle;
 pub mod report;
 pub mod site;
+pub mod verified;

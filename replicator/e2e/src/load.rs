@@ -22,6 +22,17 @@ impl RandomWrites {
         runs: Duration,
         log: &Path,
     ) -> Result<Self> {
+        Self::start_over(device, None, megabytes_per_second, runs, log)
+    }
+
+    /// The same over the first bytes of the disk only, where so many are given.
+    pub fn start_over(
+        device: &Path,
+        first_bytes: Option<u64>,
+        megabytes_per_second: u32,
+        runs: Duration,
+        log: &Path,
+    ) -> Result<Self> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "fio", "--name=load", "--thread"]);
         command.arg(format!("--filename={}", device.display()));
@@ -29,6 +40,9 @@ impl RandomWrites {
         command.args(["--direct=1", "--time_based", "--refill_buffers", "--norandommap"]);
         command.arg(format!("--rate={megabytes_per_second}m"));
         command.arg(format!("--runtime={}", runs.as_secs()));
+        if let Some(bytes) = first_bytes {
+            command.arg(format!("--size={bytes}"));
+        }
         let output = File::create(log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let fio = command.spawn().context("cannot run fio")?;

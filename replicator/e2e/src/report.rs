@@ -36,6 +36,40 @@ pub struct Point {
     pub proven: bool,
 }
 
+/// The result of `verify`.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    /// Whether everything was compared and nothing differed.
+    pub equal: bool,
+    /// Bytes that were compared.
+    pub compared_bytes: u64,
+    /// Bytes that were not.
+    pub not_compared_bytes: u64,
+    /// Bytes that were left out.
+    pub discarded_bytes: u64,
+    /// Disk, offset and length of what differed.
+    pub differences: Vec<(String, u64, u64)>,
+}
+
+/// What a verify has printed.
+pub fn verified(printed: &str) -> Result<Verified> {
+    let value: Value = serde_json::from_str(printed).context("verify printed no JSON")?;
+    let count = |name: &str| value[name].as_u64().with_context(|| format!("no {name} in {value}"));
+    let difference = |range: &Value| {
+        let place = range["offset"].as_u64().zip(range["length"].as_u64());
+        let (offset, length) = place.context("no place of a difference")?;
+        Ok((string(range, "disk")?, offset, length))
+    };
+    let differences = value["differences"].as_array().context("no differences")?;
+    Ok(Verified {
+        equal: value["equal"].as_bool().context("no equal")?,
+        compared_bytes: count("compared_bytes")?,
+        not_compared_bytes: count("not_compared_bytes")?,
+        discarded_bytes: count("discarded_bytes")?,
+        differences: differences.iter().map(difference).collect::<Result<_>>()?,
+    })
+}
+
 /// The disks of the only machine in a status.
 pub fn disks(status: &str) -> Result<Vec<DiskStatus>> {
     let status: Value = serde_json::from_str(status).context("status is no JSON")?;

@@ -2,7 +2,7 @@
 //! It must never touch processes or pins of others, and leaves none of its own.
 
 use crate::command::{finish, output, text, wait_until};
-use crate::report::{self, DiskStatus, Point};
+use crate::report::{self, DiskStatus, Point, Verified};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -217,6 +217,21 @@ impl Site {
         finish(&mut command).map(drop)
     }
 
+    /// Compares all disks with their replicas by hash, asked at one of the roles. How the command
+    /// ends must fit what it prints.
+    pub fn verify(&self, role: Role) -> Result<Verified> {
+        let output = output(self.command(role).args(["verify", "--json"]))?;
+        let told = || format!("{}{}", text(&output.stdout), text(&output.stderr));
+        let verified = report::verified(&text(&output.stdout)).with_context(told)?;
+        let expected = match (verified.equal, verified.differences.is_empty()) {
+            (true, _) => 0,
+            (false, false) => 3,
+            (false, true) => 4,
+        };
+        anyhow::ensure!(output.status.code() == Some(expected), "{}: {}", output.status, told());
+        Ok(verified)
+    }
+
     /// Compares every replica with its disk, byte by byte. Nobody may write to the disks, nor have
     /// them mounted.
     pub fn expect_equal_replicas(&self) -> Result<()> {
@@ -252,6 +267,17 @@ impl Site {
         command.args(["--pdeathsig", "KILL"]).arg(&self.binary).stdin(Stdio::null()).stderr(log);
         command.env("REDOUBT_RUNTIME_DIR", self.runtime(role));
         Ok(command)
+    }
+
+    /// The audit log of a role.
+    pub fn audited(&self, role: Role) -> Result<String> {
+        let directory = if role == Role::Agent { self.root.join("state") } else { self.data() };
+        Ok(fs::read_to_string(directory.join("audit.jsonl"))?)
+    }
+
+    /// What a role has logged so far.
+    pub fn logged(&self, role: Role) -> Result<String> {
+        Ok(text(&fs::read(self.log(role))?))
     }
 
     fn log(&self, role: Role) -> PathBuf {

@@ -155,11 +155,12 @@ impl Run {
         self.fixed.push_back(fixed);
     }
 
-    /// Goes on as far as that is possible without waiting; only disks that are `ready` are read.
+    /// Goes on as far as that is possible without waiting; only disks that are `ready` are read, and
+    /// without `asks` nothing is asked.
     pub fn step(
         &mut self,
         hands: &mut Hands<'_>,
-        asks: &tokio::sync::mpsc::Sender<Ask>,
+        asks: Option<&tokio::sync::mpsc::Sender<Ask>>,
         ready: DiskSet,
         reads: &mut Vec<ReadOrder>,
         now: Instant,
@@ -168,7 +169,7 @@ impl Run {
             return Ok(Step::Failed(why));
         }
         self.judge(hands, now);
-        self.ask(asks);
+        asks.into_iter().for_each(|asks| self.ask(asks));
         self.read(hands, ready, reads)?;
         self.tell(now);
         let idle = self.reading.is_none() && self.fixed.is_empty();
@@ -328,8 +329,8 @@ impl Run {
         (self.request.tell)(VerifyEvent::Progress(total - left, total));
     }
 
-    /// Tells the outcome.
-    pub fn finish(mut self) {
+    /// Tells the outcome; returns the answer that is still awaited.
+    pub fn finish(mut self) -> Option<Receiver<CheckAnswer>> {
         let sum = |of: fn(&Plan) -> u64| self.plans.iter().map(|(_, plan)| of(plan)).sum::<u64>();
         let listed = self.listed.iter().flat_map(|(disk, ranges)| {
             ranges.iter().map(|range| Difference {
@@ -357,16 +358,19 @@ impl Run {
             "verify ends"
         );
         (self.request.tell)(VerifyEvent::Ended(Ok(outcome)));
+        self.answer
     }
 
-    /// Tells that there is no outcome; what was found before is told all the same.
-    pub fn fail(mut self, why: &str) {
+    /// Tells that there is no outcome; what was found before is told all the same. Returns the
+    /// answer that is still awaited.
+    pub fn fail(mut self, why: &str) -> Option<Receiver<CheckAnswer>> {
         let found = match self.differing_bytes {
             0 => String::new(),
             bytes => format!(" ({bytes} bytes were found to differ before, and are read again)"),
         };
         let why = format!("{why}{found}");
         (self.request.tell)(VerifyEvent::Ended(Err(bounded_text(&why).to_owned())));
+        self.answer
     }
 }
 

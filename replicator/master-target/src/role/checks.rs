@@ -10,9 +10,26 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{Mutex, Semaphore};
 
 /// How often a wait for the point to be applied looks.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Checks of a machine at once: one that compares, and one that waits for it, where the first is of
+/// a connection that has ended. An agent asks one at a time.
+const CHECKS_AT_ONCE: usize = 2;
+
+/// The turns of a machine's checks.
+pub(super) struct Turns {
+    admitted: Arc<Semaphore>,
+    compares: Arc<Mutex<()>>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { admitted: Arc::new(Semaphore::new(CHECKS_AT_ONCE)), compares: Arc::default() }
+    }
+}
 
 /// Answers a check once its point is applied; gives it up when the connection has ended.
 pub(super) async fn answer(
@@ -21,12 +38,13 @@ pub(super) async fn answer(
     check: Check,
     say: UnboundedSender<TargetMessage>,
 ) {
-    let result = match machine.checking.clone().try_lock_owned() {
-        Err(_) => Err("another check of this machine is under way".to_owned()),
-        Ok(turn) => match wait_until_applied(&machine, &check, &say).await {
+    let result = match machine.checks.admitted.clone().try_acquire_owned() {
+        Err(_) => Err("too many checks of this machine are under way".to_owned()),
+        Ok(_admitted) => match wait_until_applied(&machine, &check, &say).await {
             None => return,
             Some(Err(why)) => Err(why),
             Some(Ok(())) => {
+                let turn = machine.checks.compares.clone().lock_owned().await;
                 let compare = move || {
                     let _turn = turn;
                     compare(&machine, &check)

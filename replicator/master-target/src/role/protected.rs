@@ -5,7 +5,7 @@ use super::apply;
 use super::error::TargetError;
 use super::journal::{self, Job};
 use super::machine::MachineEvent;
-use super::verify;
+use super::{checks, verify};
 use crate::store::{Store, StoreMachine};
 use crossbeam::channel::Sender;
 use crossbeam::sync::Unparker;
@@ -51,8 +51,7 @@ pub(super) struct Protected {
     pub events: mpsc::Sender<MachineEvent>,
     pub durable: AtomicU64,
     pub applied: AtomicU64,
-    /// Held by the one check that compares.
-    pub checking: Arc<tokio::sync::Mutex<()>>,
+    pub checks: checks::Turns,
     live: Mutex<Live>,
 }
 
@@ -125,7 +124,7 @@ impl Registry {
             events,
             durable: AtomicU64::new(status.durable.0),
             applied: AtomicU64::new(status.applied.0),
-            checking: Arc::default(),
+            checks: checks::Turns::default(),
             live: Mutex::default(),
         });
         let apply = apply::start(machine.clone(), self.keep, self.journal_keep, &self.stopping)?;
