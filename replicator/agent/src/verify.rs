@@ -15,7 +15,7 @@ use crate::reader::Finished;
 use crate::requests::{Ask, CheckAnswer};
 use crate::snapshot::SharedLink;
 use redoubt_control::audit::{AuditEntry, AuditLog};
-use redoubt_control::names::Name;
+use redoubt_log::Name;
 use redoubt_control::units::UtcTime;
 use redoubt_log::{ByteRange, DiskIndex, DiskSet, PointId, Sequence};
 use redoubt_protocol::verify::VerifyOutcome;

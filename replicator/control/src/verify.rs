@@ -2,7 +2,7 @@
 //! compared.
 
 use crate::exit::ExitStatus;
-use crate::names::Name;
+use redoubt_log::Name;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 

@@ -4,7 +4,7 @@
 use super::{VerifyEvent, VerifyRequest};
 use crate::owner::Command;
 use crossbeam::channel::Sender;
-use redoubt_control::names::Name;
+use redoubt_log::Name;
 use redoubt_control::socket::Responder;
 use redoubt_control::{DifferentRange, Response, VerifyReport};
 use redoubt_log::DiskIndex;

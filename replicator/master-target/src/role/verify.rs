@@ -4,7 +4,7 @@
 use super::machine::MachineEvent;
 use super::protected::{Protected, Registry};
 use super::status::name_of;
-use redoubt_control::names::Name;
+use redoubt_log::Name;
 use redoubt_control::socket::Responder;
 use redoubt_control::{DifferentRange, Response, VerifyReport};
 use redoubt_log::DiskIndex;
