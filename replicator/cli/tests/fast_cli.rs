@@ -3,9 +3,10 @@
 
 use redoubt_control::status::{PointKind, PointStatus, RoleStatus};
 use redoubt_control::{
-    DifferentRange, ExitStatus, Handler, Name, Peer, PointSelector, Request, Responder, Response,
-    Role, RuntimeDirectory, Server, UtcTime, VerifyReport,
+    DifferentRange, ExitStatus, Handler, Peer, PointSelector, Request, Responder, Response, Role,
+    RuntimeDirectory, Server, UtcTime, VerifyReport,
 };
+use redoubt_log::Name;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};

@@ -4,10 +4,10 @@
 use super::{VerifyEvent, VerifyRequest};
 use crate::owner::Command;
 use crossbeam::channel::Sender;
-use redoubt_log::Name;
 use redoubt_control::socket::Responder;
 use redoubt_control::{DifferentRange, Response, VerifyReport};
 use redoubt_log::DiskIndex;
+use redoubt_log::Name;
 use redoubt_protocol::verify::VerifyOutcome;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -6,9 +6,8 @@ use crate::progress::Progress;
 use crate::table::Table;
 use crate::{output, talk};
 use clap::Args;
-use redoubt_control::{
-    Client, ExitStatus, Name, Request, Response, RuntimeDirectory, VerifyReport,
-};
+use redoubt_control::{Client, ExitStatus, Request, Response, RuntimeDirectory, VerifyReport};
+use redoubt_log::Name;
 use std::fmt::Write;
 
 /// Prove that disks and replicas agree, while the machine works.

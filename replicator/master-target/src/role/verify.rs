@@ -4,10 +4,10 @@
 use super::machine::MachineEvent;
 use super::protected::{Protected, Registry};
 use super::status::name_of;
-use redoubt_log::Name;
 use redoubt_control::socket::Responder;
 use redoubt_control::{DifferentRange, Response, VerifyReport};
 use redoubt_log::DiskIndex;
+use redoubt_log::Name;
 use redoubt_protocol::TargetMessage;
 use redoubt_protocol::message::RequestId;
 use redoubt_protocol::verify::VerifyOutcome;
