@@ -30,6 +30,12 @@ pub(crate) struct State {
     pub disks: Vec<ProtectedDisk>,
 }
 
+/// What every version of the file has.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
 /// A disk to protect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,12 +59,15 @@ impl State {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::first()),
             Err(source) => return Err(AgentError::State { path, source }),
         };
-        let state: Self = serde_json::from_str(&text)
-            .map_err(|source| AgentError::StateContent { path: path.clone(), source })?;
-        if state.version > VERSION {
-            return Err(AgentError::StateVersion { path, version: state.version });
+        // The version first: what else a later build has written need not parse here.
+        let parsed = serde_json::from_str(&text).and_then(|Version { version }| {
+            if version > VERSION { Ok(Err(version)) } else { serde_json::from_str(&text).map(Ok) }
+        });
+        match parsed {
+            Ok(Ok(state)) => Ok(state),
+            Ok(Err(version)) => Err(AgentError::StateVersion { path, version }),
+            Err(source) => Err(AgentError::StateContent { path, source }),
         }
-        Ok(state)
     }
 
     fn first() -> Self {
@@ -123,5 +132,16 @@ mod tests {
         state.save(directory.path()).unwrap();
         let error = State::load(directory.path()).unwrap_err();
         assert!(matches!(error, AgentError::StateVersion { .. }), "{error}");
+        // A later version has fields that this one does not know, and lacks others.
+        let path = directory.path().join(FILE);
+        fs::write(&path, r#"{"version": 7, "sides": ["a"]}"#).unwrap();
+        let error = State::load(directory.path()).unwrap_err();
+        assert!(matches!(error, AgentError::StateVersion { version: 7, .. }), "{error}");
+        assert!(error.to_string().contains("install the newer redoubt"), "{error}");
+        for damaged in [r#"{"version": 1}"#, r#"{"acknowledged": 1}"#, "{"] {
+            fs::write(&path, damaged).unwrap();
+            let error = State::load(directory.path()).unwrap_err();
+            assert!(matches!(error, AgentError::StateContent { .. }), "{damaged}: {error}");
+        }
     }
 }

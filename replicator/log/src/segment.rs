@@ -28,8 +28,8 @@ pub const fn entry_length(frame_length: usize) -> usize {
 const SEGMENT_MAGIC: [u8; 4] = *b"RDSG";
 const ENTRY_MAGIC: [u8; 4] = *b"RDJE";
 
-/// Version 1 of segments and entries: the first.
-const VERSION: u16 = 1;
+/// The version of segments and entries that is written, and the only one that is read: the first.
+pub const VERSION: u16 = 1;
 
 /// What an entry's chain value covers lies within its header and that of its frame.
 const CHAINED_SIZE: usize = ENTRY_HEADER_SIZE + FRAME_HEADER_SIZE;

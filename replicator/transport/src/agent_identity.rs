@@ -10,14 +10,14 @@
 use crate::certificate;
 use crate::enrol::EnrolAnswer;
 use crate::error::{Result, TransportError};
-use crate::files;
+use crate::{files, version};
 use redoubt_log::frame::FrameKey;
 use redoubt_log::{MachineId, Name};
 use std::fs;
 use std::path::Path;
 
 /// Version of the directory. Version 1: the first.
-const VERSION: &str = "1";
+const VERSION: u32 = 1;
 
 /// A machine that has joined a site.
 #[derive(Clone)]
@@ -44,13 +44,7 @@ impl AgentIdentity {
         }
         let damaged = |what: String| TransportError::Damaged { path: identity.clone(), what };
         let text = |name: &str| files::load_text(&identity.join(name));
-        let version = text("version")?;
-        if version.trim() != VERSION {
-            return Err(damaged(format!(
-                "version {} is not known to this release",
-                version.trim()
-            )));
-        }
+        version::check(&identity.join("version"), &text("version")?, VERSION)?;
         let certificate = text("machine.cert.pem")?;
         let key = files::load(&identity.join("frame.key"))?
             .and_then(|bytes| <[u8; 32]>::try_from(bytes).ok())
@@ -98,7 +92,7 @@ impl AgentIdentity {
             ("frame.key", &answer.frame_key),
             ("address", address.as_bytes()),
             ("name", answer.name.as_str().as_bytes()),
-            ("version", VERSION.as_bytes()),
+            ("version", VERSION.to_string().as_bytes()),
         ] {
             files::replace(&beside.join(name), bytes)?;
         }

@@ -34,6 +34,19 @@ pub enum TransportError {
         /// What is wrong.
         what: String,
     },
+    /// A file of the identity was written by a later release.
+    #[error(
+        "{path}: has version {version}, this release knows up to {known}; use a newer redoubt",
+        path = path.display()
+    )]
+    NewerVersion {
+        /// Which.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+        /// The newest version known here.
+        known: u32,
+    },
     /// The token's text is not one.
     #[error(
         "the token is mistyped ({what}): copy the whole last line that `redoubt invite` prints"

@@ -14,6 +14,7 @@ mod site;
 mod streams;
 mod tls;
 mod token;
+mod version;
 
 pub use agent_identity::AgentIdentity;
 pub use connection::{

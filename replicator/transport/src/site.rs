@@ -11,12 +11,16 @@
 //!   machines/<machine id>  name and frame key of a machine that joined
 //!   lock                   held while a machine is taken in: no two get one name
 //! ```
+//!
+//! A record of tokens/ or machines/ is bincode, the version first, and from version 2 on the first
+//! four bytes of the BLAKE3 of all before them.
 
 use crate::certificate::{self, Pair};
 use crate::enrol::{EnrolAnswer, EnrolRefusal, EnrolRefusalCode, EnrolRequest};
 use crate::error::{Result, TransportError};
 use crate::files;
 use crate::token::Token;
+use crate::version;
 use redoubt_log::codec::{decode_bounded, encode_bounded};
 use redoubt_log::frame::FrameKey;
 use redoubt_log::{MachineId, Name};
@@ -27,8 +31,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq;
 
-/// Version of the directory and of each record in it. Version 1: the first.
-const VERSION: u32 = 1;
+/// Version of the identity. Version 1: the first.
+pub(crate) const VERSION: u32 = 1;
+
+/// Version of each record. Version 1 had no checksum; it is still read.
+const RECORD_VERSION: u8 = 2;
+
+/// Bytes of a record's checksum.
+const CHECKSUM_BYTES: usize = 4;
 
 /// Largest record in bytes: a name and a few hashes.
 const RECORD_LIMIT: usize = 4096;
@@ -53,7 +63,7 @@ pub struct EnrolledMachine {
 
 #[derive(Serialize, Deserialize)]
 struct TokenRecord {
-    version: u32,
+    version: u8,
     secret_hash: [u8; 32],
     expires_seconds: u64,
     machine: Option<Name>,
@@ -61,14 +71,14 @@ struct TokenRecord {
 
 #[derive(Serialize, Deserialize)]
 struct UsedRecord {
-    version: u32,
+    version: u8,
     key_hash: [u8; 32],
     machine: MachineId,
 }
 
 #[derive(Serialize, Deserialize)]
 struct MachineRecord {
-    version: u32,
+    version: u8,
     name: Name,
     frame_key: [u8; 32],
 }
@@ -92,11 +102,8 @@ impl Site {
     /// Opens a site's identity that is there, e.g. beside a running target.
     pub fn open(directory: &Path) -> Result<Self> {
         let identity = directory.join("identity");
-        let version = files::load_text(&identity.join("version"))?;
-        if version.trim() != VERSION.to_string() {
-            let what = format!("version {} is not known to this release", version.trim());
-            return Err(TransportError::Damaged { path: identity, what });
-        }
+        let path = identity.join("version");
+        version::check(&path, &files::load_text(&path)?, VERSION)?;
         let pair = |name: &str| -> Result<Pair> {
             Ok(Pair {
                 certificate: files::load_text(&identity.join(format!("{name}.cert.pem")))?,
@@ -126,7 +133,7 @@ impl Site {
             machine: machine.clone(),
         };
         let record = TokenRecord {
-            version: VERSION,
+            version: RECORD_VERSION,
             secret_hash: secret_hash(&token.secret),
             expires_seconds: seconds_now().saturating_add(expires.as_secs()),
             machine,
@@ -226,7 +233,7 @@ impl Site {
             );
             return refuse(NameTaken, &text);
         }
-        let claim = UsedRecord { version: VERSION, key_hash, machine };
+        let claim = UsedRecord { version: RECORD_VERSION, key_hash, machine };
         if used.is_none() && !create_record(&used_path, &claim)? {
             return refuse(Used, &format!("the token was used by another machine; {again}"));
         }
@@ -239,7 +246,7 @@ impl Site {
         machine: MachineId,
         name: Name,
     ) -> Result<EnrolAnswer> {
-        let record = MachineRecord { version: VERSION, name, frame_key: rand::random() };
+        let record = MachineRecord { version: RECORD_VERSION, name, frame_key: rand::random() };
         let path = self.machine_path(machine);
         create_record(&path, &record)?;
         let record = load_record::<MachineRecord>(&path)?.unwrap_or(record);
@@ -295,20 +302,48 @@ fn create_identity(directory: &Path, until: SystemTime) -> Result<()> {
 }
 
 fn create_record<T: Serialize>(path: &Path, record: &T) -> Result<bool> {
-    let bytes = encode_bounded(record, RECORD_LIMIT)
+    let mut bytes = encode_bounded(record, RECORD_LIMIT)
         .map_err(|error| TransportError::setup("encode a record", error))?;
+    bytes.extend(checksum(&bytes));
     files::create(path, &bytes)
 }
 
 fn load_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(bytes) = files::load(path)? else { return Ok(None) };
-    // The version stands first in every record.
     let damaged = |what: String| TransportError::Damaged { path: path.to_owned(), what };
-    match bytes.first() {
-        Some(version) if u32::from(*version) == VERSION => {}
-        version => return Err(damaged(format!("version {version:?} is not known"))),
+    let fields = record_fields(path, &bytes)?;
+    decode_bounded(fields, RECORD_LIMIT).map(Some).map_err(|error| damaged(error.to_string()))
+}
+
+/// The bytes of a record without its checksum, once that is right.
+fn record_fields<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
+    let damaged = |what: &str| TransportError::Damaged { path: path.to_owned(), what: what.into() };
+    let [version, rest @ ..] = bytes else { return Err(damaged("the record is empty")) };
+    let Some((fields, sum)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else {
+        return Err(damaged("the record is cut off"));
+    };
+    match *version {
+        1 => Ok(bytes),
+        RECORD_VERSION if checksum(fields) == *sum => Ok(fields),
+        later if later > RECORD_VERSION && !is_record_but_for_version(rest) => {
+            Err(version::newer(path, u32::from(later), u32::from(RECORD_VERSION)))
+        }
+        _ => Err(damaged("the record's checksum does not match")),
     }
-    decode_bounded(&bytes, RECORD_LIMIT).map(Some).map_err(|error| damaged(error.to_string()))
+}
+
+/// Whether a record of a seemingly later version is one of this version whose first byte changed.
+fn is_record_but_for_version(rest: &[u8]) -> bool {
+    let mut bytes = vec![RECORD_VERSION];
+    bytes.extend(rest);
+    bytes
+        .split_last_chunk::<CHECKSUM_BYTES>()
+        .is_some_and(|(fields, sum)| checksum(fields) == *sum)
+}
+
+fn checksum(fields: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let hash = blake3::hash(fields);
+    *hash.as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes")
 }
 
 fn secret_hash(secret: &[u8; 16]) -> [u8; 32] {

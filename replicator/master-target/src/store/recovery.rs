@@ -13,8 +13,8 @@ use super::segment_reader::SegmentReader;
 use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Storage, WriteRequest};
 use redoubt_log::frame::{Frame, FrameFlags, FrameHeader};
 use redoubt_log::segment::{
-    Chain, ChainValue, ENTRY_ALIGNMENT, ENTRY_HEADER_SIZE, EndReason, SEGMENT_HEADER_SIZE, Scan,
-    SegmentHeader,
+    self, Chain, ChainValue, ENTRY_ALIGNMENT, ENTRY_HEADER_SIZE, EndReason, SEGMENT_HEADER_SIZE,
+    Scan, SegmentError, SegmentHeader,
 };
 use redoubt_log::{DiskSet, Sequence, WallTime, is_zero};
 use std::path::Path;
@@ -122,10 +122,7 @@ impl<'a> Walk<'a> {
         loop {
             let entry = match reader.scan(offset, file.size(), &chain)? {
                 Scan::Entry(entry) => entry,
-                Scan::End(EndReason::Version { version }) => {
-                    let version = u32::from(version);
-                    return Err(StoreError::NewerVersion { path: path.into(), version, known: 1 });
-                }
+                Scan::End(EndReason::Version { version }) => return Err(newer(path, version)),
                 Scan::More { .. } | Scan::End(_) => break,
             };
             self.frame(path, offset, &entry.frame)?;
@@ -197,10 +194,17 @@ fn read_header(file: &dyn BlockFile, path: &Path, is_last: bool) -> Result<Optio
     }
     match SegmentHeader::parse(&block) {
         Ok(header) => Ok(Some(header)),
+        Err(SegmentError::Version { version }) => Err(newer(path, version)),
         // The header is durable before the first entry is written: without it there is none.
         Err(_) if is_last && is_unused(file)? => Ok(None),
         Err(error) => Err(StoreError::damaged(path, 0, error.to_string())),
     }
+}
+
+/// What a later release has written must be taken neither for damage nor for what a cut left.
+fn newer(path: &Path, version: u16) -> StoreError {
+    let (version, known) = (u32::from(version), u32::from(segment::VERSION));
+    StoreError::NewerVersion { path: path.to_owned(), version, known }
 }
 
 /// Whether no entry was ever written to the segment.

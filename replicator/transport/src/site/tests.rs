@@ -167,13 +167,51 @@ fn secrets_are_for_their_owner_only() {
     assert_eq!(files, 6);
 }
 
+/// A machine that joined, and the bytes of its record.
+fn joined(site: &Site) -> (MachineId, Vec<u8>) {
+    let token = site.invite("t:1", None, HOUR).unwrap();
+    let key = certificate::new_machine_key().unwrap();
+    let machine = site.enrol(&request(&token, &key)).unwrap().ok().unwrap().machine;
+    (machine, fs::read(site.machine_path(machine)).unwrap())
+}
+
 #[test]
-fn a_damaged_record_is_an_error_not_a_guess() {
+fn every_flipped_bit_of_a_record_is_damage() {
     let directory = tempfile::tempdir().unwrap();
     let site = Site::open_or_create(directory.path()).unwrap();
-    let machine = MachineId::random();
-    fs::write(site.machine_path(machine), [1, 2, 3]).unwrap();
-    assert!(matches!(site.machine(machine), Err(TransportError::Damaged { .. })));
-    fs::write(site.machine_path(machine), [9]).unwrap();
-    assert!(matches!(site.machine(machine), Err(TransportError::Damaged { .. })));
+    let (machine, record) = joined(&site);
+    for bit in 0..record.len() * 8 {
+        let mut flipped = record.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        fs::write(site.machine_path(machine), &flipped).unwrap();
+        let error = site.machine(machine).unwrap_err();
+        assert!(matches!(error, TransportError::Damaged { .. }), "bit {bit}: {error}");
+    }
+    for length in 0..record.len() {
+        fs::write(site.machine_path(machine), &record[..length]).unwrap();
+        let error = site.machine(machine).unwrap_err();
+        assert!(matches!(error, TransportError::Damaged { .. }), "{length} bytes: {error}");
+    }
+}
+
+#[test]
+fn older_records_are_read_and_later_ones_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::open_or_create(directory.path()).unwrap();
+    let (machine, record) = joined(&site);
+    let first = [&[1], &record[1..record.len() - CHECKSUM_BYTES]].concat();
+    fs::write(site.machine_path(machine), first).unwrap();
+    assert_eq!(site.machine(machine).unwrap().unwrap().name.as_str(), "db-1");
+    fs::write(site.machine_path(machine), [9, 9, 9, 9, 9, 9]).unwrap();
+    let error = site.machine(machine).unwrap_err();
+    assert!(matches!(error, TransportError::NewerVersion { version: 9, .. }), "{error}");
+}
+
+#[test]
+fn a_later_version_of_the_identity_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    Site::open_or_create(directory.path()).unwrap();
+    fs::write(directory.path().join("identity/version"), "2\n").unwrap();
+    let error = Site::open_or_create(directory.path()).err().unwrap();
+    assert!(matches!(error, TransportError::NewerVersion { version: 2, .. }), "{error}");
 }
