@@ -6,6 +6,7 @@ pub mod audit;
 pub mod bounded;
 pub mod config;
 pub mod exit;
+pub mod inspection;
 pub mod options;
 pub mod request;
 pub mod response;
@@ -19,7 +20,10 @@ pub mod verify;
 pub use audit::{AuditEntry, AuditLog};
 pub use bounded::{PointInterval, RingSize, WindowSize};
 pub use exit::ExitStatus;
-pub use options::{AgentOptions, DiskArgument, HostPort, InviteOptions, TargetOptions, Token};
+pub use inspection::Inspection;
+pub use options::{
+    AgentOptions, DiskArgument, HostPort, InspectOptions, InviteOptions, TargetOptions, Token,
+};
 pub use request::{PointSelector, Request};
 pub use response::Response;
 pub use runtime::RuntimeDirectory;

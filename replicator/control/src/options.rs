@@ -77,6 +77,15 @@ pub struct InviteOptions {
     pub expires: Duration,
 }
 
+/// What `redoubt inspect` runs with.
+#[derive(Clone, Debug)]
+pub struct InspectOptions {
+    /// The target's directory.
+    pub directory: PathBuf,
+    /// Whether to finish first what an apply has left half done.
+    pub finish: bool,
+}
+
 /// A disk to protect: `DEV` or `DEV=NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskArgument {

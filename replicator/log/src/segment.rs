@@ -267,6 +267,15 @@ impl Chain {
         Ok(entry)
     }
 
+    /// The chain as it was before the entry whose first bytes these are, where its own value vouches
+    /// for its two headers: for whoever looks on behind damage, where the entry before is not known.
+    pub fn before(&self, front: &[u8]) -> Option<Self> {
+        let front = front.first_chunk::<CHAINED_SIZE>()?;
+        let is_vouched = array::<4>(front, 0) == ENTRY_MAGIC
+            && array(front, ENTRY_VALUE_AT) == self.value_of(front).0;
+        is_vouched.then(|| Self { last: ChainValue(array(front, 32)), ..*self })
+    }
+
     fn value_of(&self, entry: &[u8]) -> ChainValue {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.salt).update(&entry[..ENTRY_VALUE_AT]);

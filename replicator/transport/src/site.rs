@@ -336,9 +336,7 @@ fn record_fields<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
 fn is_record_but_for_version(rest: &[u8]) -> bool {
     let mut bytes = vec![RECORD_VERSION];
     bytes.extend(rest);
-    bytes
-        .split_last_chunk::<CHECKSUM_BYTES>()
-        .is_some_and(|(fields, sum)| checksum(fields) == *sum)
+    bytes.split_last_chunk::<CHECKSUM_BYTES>().is_some_and(|(fields, sum)| checksum(fields) == *sum)
 }
 
 fn checksum(fields: &[u8]) -> [u8; CHECKSUM_BYTES] {

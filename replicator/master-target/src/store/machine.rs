@@ -14,9 +14,8 @@ use super::shared::{Shared, create_anew, lock};
 use super::view::{PointChoice, View};
 use redoubt_engine::storage::{Open, Storage};
 use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, RoleEpoch, Sequence, WallTime};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A disk as the agent announces it.
@@ -129,20 +128,8 @@ impl StoreMachine {
         // A process that died may have left the manifest replaced, but not durably.
         storage.sync_directory(layout.root())?;
         clean_retention(&**storage, &layout, &mut manifest)?;
-        let (journal, index) = recover(storage, &layout, &manifest, options.segment_bytes, now)?;
-        let shared = Shared {
-            storage: storage.clone(),
-            layout,
-            machine,
-            options,
-            journal: Mutex::new(journal),
-            published: Mutex::new(Arc::new(manifest.retention.clone())),
-            manifest: Mutex::new(manifest),
-            index: Mutex::new(index),
-            pins: Mutex::new(BTreeMap::new()),
-            applying: Mutex::new(()),
-        };
-        Ok(Some(Self { shared: Arc::new(shared) }))
+        let journal = recover(storage, &layout, &manifest, options.segment_bytes, now)?;
+        Ok(Some(Self { shared: Arc::new(Shared::new(options, layout, manifest, journal)) }))
     }
 
     /// The machine.

@@ -169,7 +169,7 @@ impl Manifest {
         format!("{WORD} {VERSION} {:08x}\n{body}\n", crc32c::crc32c(body.as_bytes())).into_bytes()
     }
 
-    fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+    pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
         let damaged = |position: usize, what: String| StoreError::damaged(path, position, what);
         let text = std::str::from_utf8(bytes)
             .map_err(|error| damaged(error.valid_up_to(), "not text".to_owned()))?;

@@ -12,6 +12,7 @@ mod copy_out;
 mod error;
 mod fold;
 mod index;
+pub mod inspect;
 mod journal;
 mod journal_reader;
 mod layout;

@@ -17,6 +17,7 @@ use redoubt_log::segment::{
     Scan, SegmentError, SegmentHeader,
 };
 use redoubt_log::{DiskSet, Sequence, WallTime, is_zero};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -51,28 +52,28 @@ pub(super) fn recover(
         let what = format!("ends at {}, but {} was applied", walk.last, manifest.applied);
         return Err(StoreError::damaged(&layout.journal(), 0, what));
     }
-    let next_segment = floor + walk.index.segments.len() as u64;
-    let journal = Journal {
-        storage: storage.clone(),
-        layout: layout.clone(),
-        machine: manifest.machine,
-        segment_bytes,
-        fence: Fence {
-            generation: manifest.generation,
-            incarnation: manifest.incarnation,
-            role_epoch: manifest.role_epoch,
-        },
-        sizes: manifest.disks.iter().map(|disk| (disk.index, disk.size)).collect(),
-        consistency: walk.consistency,
-        written: walk.written,
-        tail,
-        next_segment,
-        chain_value: walk.chain_value,
-        appended: walk.last,
-        durable: walk.last,
-        state: JournalState::Ready,
-    };
-    Ok((journal, walk.index))
+    Ok(walk.into_journal(storage, segment_bytes, tail))
+}
+
+/// Reads the journal up to `end` and not a byte further, and changes nothing: for an apply that was
+/// cut and is to be finished whatever stands behind it. What comes of it takes no frames.
+pub(super) fn recover_until(
+    storage: &Arc<dyn Storage>,
+    layout: &MachineLayout,
+    manifest: &Manifest,
+    end: Sequence,
+) -> Result<(Journal, JournalIndex)> {
+    let mut walk = Walk::new(&**storage, layout, manifest);
+    let mut number = manifest.journal.segment;
+    while walk.last < end {
+        walk.segment_until(number, end)?;
+        number += 1;
+    }
+    if walk.last != end {
+        let what = format!("an apply to {end} was begun, but the journal has no such end");
+        return Err(StoreError::damaged(&layout.journal(), 0, what));
+    }
+    Ok(walk.into_journal(storage, 0, None))
 }
 
 /// The way along the chain.
@@ -119,18 +120,7 @@ impl<'a> Walk<'a> {
         let start = Mark { after: self.last, offset, chain };
         let mut segment = Segment::new(number, start);
         let mut reader = SegmentReader::new(file.clone());
-        loop {
-            let entry = match reader.scan(offset, file.size(), &chain)? {
-                Scan::Entry(entry) => entry,
-                Scan::End(EndReason::Version { version }) => return Err(newer(path, version)),
-                Scan::More { .. } | Scan::End(_) => break,
-            };
-            self.frame(path, offset, &entry.frame)?;
-            let mark = Mark { after: segment.last, offset, chain };
-            offset += entry.length as u64;
-            chain = entry.chain;
-            segment.push(mark, offset, entry.header.last);
-        }
+        while self.entry(path, &mut reader, &mut segment, (&mut offset, &mut chain))? {}
         self.chain_value = chain.value();
         self.index.segments.push_back(segment);
         if !is_last {
@@ -144,6 +134,84 @@ impl<'a> Walk<'a> {
         self.storage.sync_directory(&self.layout.journal())?;
         let generation = header.generation;
         Ok(Some(Tail { file, generation, offset, chain, waiting: Vec::new() }))
+    }
+
+    /// Walks one segment as far as `end`, where entries must stand until there.
+    fn segment_until(&mut self, number: u64, end: Sequence) -> Result<()> {
+        let path = self.layout.segment(number);
+        let file = self.storage.open(&path, Open::ReadOnly)?;
+        let Some(header) = read_header(&*file, &path, false)? else { return Ok(()) };
+        self.check_header(&path, &header, number)?;
+        let mut chain = Chain::start(&header);
+        let mut offset = SEGMENT_HEADER_SIZE as u64;
+        let mut segment = Segment::new(number, Mark { after: self.last, offset, chain });
+        let mut reader = SegmentReader::new(file);
+        while self.last < end
+            && self.entry(&path, &mut reader, &mut segment, (&mut offset, &mut chain))?
+        {}
+        self.chain_value = chain.value();
+        self.index.segments.push_back(segment);
+        let next = self.layout.segment(number + 1);
+        let is_last = || {
+            let opened = self.storage.open(&next, Open::ReadOnly);
+            opened.is_err_and(|error| error.source.kind() == ErrorKind::NotFound)
+        };
+        if self.last < end && is_last() {
+            return Err(StoreError::damaged_at(&path, offset, "a journal entry is damaged"));
+        }
+        Ok(())
+    }
+
+    /// Takes the entry that follows into the segment; whether there was one.
+    fn entry(
+        &mut self,
+        path: &Path,
+        reader: &mut SegmentReader,
+        segment: &mut Segment,
+        (offset, chain): (&mut u64, &mut Chain),
+    ) -> Result<bool> {
+        let entry = match reader.scan(*offset, reader.size(), chain)? {
+            Scan::Entry(entry) => entry,
+            Scan::End(EndReason::Version { version }) => return Err(newer(path, version)),
+            Scan::More { .. } | Scan::End(_) => return Ok(false),
+        };
+        self.frame(path, *offset, &entry.frame)?;
+        let mark = Mark { after: segment.last, offset: *offset, chain: *chain };
+        *offset += entry.length as u64;
+        *chain = entry.chain;
+        segment.push(mark, *offset, entry.header.last);
+        Ok(true)
+    }
+
+    /// The journal's writing end and its index, as far as the way went.
+    fn into_journal(
+        self,
+        storage: &Arc<dyn Storage>,
+        segment_bytes: u64,
+        tail: Option<Tail>,
+    ) -> (Journal, JournalIndex) {
+        let manifest = self.manifest;
+        let journal = Journal {
+            storage: storage.clone(),
+            layout: self.layout.clone(),
+            machine: manifest.machine,
+            segment_bytes,
+            fence: Fence {
+                generation: manifest.generation,
+                incarnation: manifest.incarnation,
+                role_epoch: manifest.role_epoch,
+            },
+            sizes: manifest.disks.iter().map(|disk| (disk.index, disk.size)).collect(),
+            consistency: self.consistency,
+            written: self.written,
+            tail,
+            next_segment: manifest.journal.segment + self.index.segments.len() as u64,
+            chain_value: self.chain_value,
+            appended: self.last,
+            durable: self.last,
+            state: JournalState::Ready,
+        };
+        (journal, self.index)
     }
 
     fn check_header(&self, path: &Path, header: &SegmentHeader, number: u64) -> Result<()> {

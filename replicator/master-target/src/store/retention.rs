@@ -24,11 +24,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The most bytes of one piece: what a reader of one block must decompress at most.
 pub(super) const PIECE_LIMIT: u64 = 64 << 10;
 
-const HEADER_LENGTH: usize = 4096;
-const PAGE_LENGTH: usize = 4096;
+pub(super) const HEADER_LENGTH: usize = 4096;
+pub(super) const PAGE_LENGTH: usize = 4096;
 const PAGE_HEAD_LENGTH: usize = 32;
 const ENTRY_LENGTH: usize = 32;
-const TOP_LENGTH: usize = 24;
+pub(super) const TOP_LENGTH: usize = 24;
+/// The most pages of an index: 128 TiB of old content in one interval, so that a reader's memory
+/// is bounded whatever a header claims.
+const PAGES_LIMIT: u64 = 1 << 24;
 const MAGIC: &[u8; 8] = b"RDBTRETN";
 const PAGE_MAGIC: &[u8; 4] = b"RPAG";
 const VERSION: u32 = 1;
@@ -44,7 +47,7 @@ const _: () = assert!(ENTRIES_PER_PAGE == 127);
 
 /// How a piece is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     Zero = 0,
     Raw = 1,
     Lz4 = 2,
@@ -53,13 +56,13 @@ enum Form {
 /// One piece of old content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    disk: DiskIndex,
-    form: Form,
-    checksum: u32,
-    offset: u64,
-    length: u32,
-    stored_length: u32,
-    stored_at: u64,
+    pub(super) disk: DiskIndex,
+    pub(super) form: Form,
+    pub(super) checksum: u32,
+    pub(super) offset: u64,
+    pub(super) length: u32,
+    pub(super) stored_length: u32,
+    pub(super) stored_at: u64,
 }
 
 impl Entry {
@@ -95,7 +98,8 @@ impl Entry {
             stored_at: u64_at(bytes, 24),
         };
         let limit = if form == Form::Zero { ZERO_LIMIT } else { PIECE_LIMIT };
-        let sound = u64::from(length) <= limit
+        let sound = entry.disk.0 < DiskIndex::LIMIT
+            && u64::from(length) <= limit
             && u64::from(entry.stored_length) <= PIECE_LIMIT
             && ByteRange::checked(entry.offset, u64::from(length)).is_some();
         sound.then_some(entry)
@@ -104,10 +108,18 @@ impl Entry {
 
 /// A page's first key and place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Top {
-    disk: DiskIndex,
-    offset: u64,
-    page_at: u64,
+pub(super) struct Top {
+    pub(super) disk: DiskIndex,
+    pub(super) offset: u64,
+    pub(super) page_at: u64,
+}
+
+impl Top {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let disk = u8::try_from(u64_at(bytes, 0)).ok().filter(|disk| *disk < DiskIndex::LIMIT)?;
+        let disk = DiskIndex(disk);
+        Some(Self { disk, offset: u64_at(bytes, 8), page_at: u64_at(bytes, 16) })
+    }
 }
 
 /// Writes a retention file, piece by piece in order.
@@ -275,7 +287,7 @@ fn encode_page(entries: &[Entry], page_at: u64, to: Sequence) -> Vec<u8> {
     page
 }
 
-fn decode_page(page: &[u8], page_at: u64, to: Sequence) -> Option<Vec<Entry>> {
+pub(super) fn decode_page(page: &[u8], page_at: u64, to: Sequence) -> Option<Vec<Entry>> {
     let count = usize::try_from(u64_at(page, 24)).ok()?;
     let sound = page[..4] == PAGE_MAGIC[..]
         && u32_at(page, 4) == crc32c::crc32c(&page[8..])
@@ -295,12 +307,12 @@ fn decode_page(page: &[u8], page_at: u64, to: Sequence) -> Option<Vec<Entry>> {
 /// 16  machine id             56  place of the index's top
 /// 32  from                   64  to      72 zero      80 CRC32C of bytes 0..80
 /// ```
-struct Header {
-    machine: MachineId,
-    span: RetentionSpan,
-    pages: u64,
-    top_at: u64,
-    top_checksum: u32,
+pub(super) struct Header {
+    pub(super) machine: MachineId,
+    pub(super) span: RetentionSpan,
+    pub(super) pages: u64,
+    pub(super) top_at: u64,
+    pub(super) top_checksum: u32,
 }
 
 impl Header {
@@ -321,7 +333,7 @@ impl Header {
         bytes
     }
 
-    fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+    pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
         let damaged = |what| StoreError::damaged(path, 0, what);
         if bytes[..8] != MAGIC[..] {
             return Err(damaged("not a retention file"));
@@ -350,6 +362,16 @@ impl Header {
             top_at: u64_at(bytes, 56),
             top_checksum: u32_at(bytes, 12),
         })
+    }
+}
+
+impl Header {
+    /// Whether the top of the index lies within a file of so many bytes, and is not larger than any
+    /// can be.
+    pub(super) fn fits(&self, file_bytes: u64) -> bool {
+        let length = self.pages.checked_mul(TOP_LENGTH as u64);
+        let end = length.and_then(|length| self.top_at.checked_add(length));
+        self.pages <= PAGES_LIMIT && end.is_some_and(|end| end <= file_bytes)
     }
 }
 
@@ -465,7 +487,8 @@ impl RetentionReader {
 
     fn content(&self, entry: &Entry) -> Result<Vec<u8>> {
         let damaged = |what| StoreError::damaged_at(&self.path, entry.stored_at, what);
-        if entry.stored_at + u64::from(entry.stored_length) > self.file.size() {
+        let end = entry.stored_at.checked_add(u64::from(entry.stored_length));
+        if end.is_none_or(|end| end > self.file.size()) {
             return Err(damaged("a piece lies beyond the end of the file"));
         }
         let mut stored = vec![0; entry.stored_length as usize];
@@ -508,11 +531,7 @@ impl RetentionReader {
 
 fn read_top(file: &dyn BlockFile, path: &Path, header: &Header) -> Result<Vec<Top>> {
     let damaged = |what| StoreError::damaged_at(path, header.top_at, what);
-    let length = header.pages.checked_mul(TOP_LENGTH as u64);
-    let fits = length
-        .and_then(|length| header.top_at.checked_add(length))
-        .is_some_and(|end| end <= file.size());
-    if !fits {
+    if !header.fits(file.size()) {
         return Err(damaged("the index lies beyond the end of the file"));
     }
     let mut bytes = vec![0; usize_of(header.pages) * TOP_LENGTH];
@@ -520,11 +539,7 @@ fn read_top(file: &dyn BlockFile, path: &Path, header: &Header) -> Result<Vec<To
     if crc32c::crc32c(&bytes) != header.top_checksum {
         return Err(damaged("the checksum of the index does not match"));
     }
-    let decode = |page: &[u8]| {
-        let disk = u8::try_from(u64_at(page, 0)).ok().map(DiskIndex)?;
-        Some(Top { disk, offset: u64_at(page, 8), page_at: u64_at(page, 16) })
-    };
-    let top: Option<Vec<Top>> = bytes.chunks_exact(TOP_LENGTH).map(decode).collect();
+    let top: Option<Vec<Top>> = bytes.chunks_exact(TOP_LENGTH).map(Top::decode).collect();
     top.ok_or_else(|| damaged("the index names a disk that cannot be"))
 }
 

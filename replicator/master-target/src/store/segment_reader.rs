@@ -27,6 +27,11 @@ impl SegmentReader {
         Self { file, buffer: Vec::new(), at: 0, filled: 0 }
     }
 
+    /// Bytes of the segment.
+    pub(super) fn size(&self) -> u64 {
+        self.file.size()
+    }
+
     /// What stands at `offset` after `chain`; `end` is where the segment's entries end at the
     /// latest.
     pub(super) fn scan(&mut self, offset: u64, end: u64, chain: &Chain) -> Result<Scan<'_>> {

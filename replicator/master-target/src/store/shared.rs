@@ -37,6 +37,27 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Of the machine that the manifest describes, with its journal as it was found.
+    pub(super) fn new(
+        options: StoreOptions,
+        layout: MachineLayout,
+        manifest: Manifest,
+        (journal, index): (Journal, JournalIndex),
+    ) -> Self {
+        Self {
+            storage: journal.storage.clone(),
+            layout,
+            machine: manifest.machine,
+            options,
+            journal: Mutex::new(journal),
+            published: Mutex::new(Arc::new(manifest.retention.clone())),
+            manifest: Mutex::new(manifest),
+            index: Mutex::new(index),
+            pins: Mutex::new(BTreeMap::new()),
+            applying: Mutex::new(()),
+        }
+    }
+
     /// What readers see now.
     pub(super) fn published(&self) -> Arc<Vec<RetentionSpan>> {
         lock(&self.published).clone()

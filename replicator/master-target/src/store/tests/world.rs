@@ -39,6 +39,8 @@ pub(super) struct World {
     pub(super) now: u64,
     /// Whether views are read in the middle of an apply, not only at rest.
     pub(super) readers: bool,
+    /// Looks at what a cut has left, before anything mends it.
+    pub(super) look: Option<fn(&LyingStorage) -> Verdict>,
 }
 
 pub(super) fn options() -> StoreOptions {
@@ -94,6 +96,7 @@ impl World {
             value: 0,
             now: 1,
             readers: true,
+            look: None,
         }
     }
 
@@ -292,6 +295,7 @@ impl World {
             self.machine = None;
             if self.disk.is_crashed() {
                 self.disk.restart();
+                self.look.map_or(Ok(()), |look| look(&self.disk))?;
             }
             if self.rng.random_bool(0.2) {
                 self.disk.crash_after(self.rng.random_range(0..30));
@@ -405,7 +409,7 @@ impl World {
         if given == expected { Ok(()) } else { Err(format!("points {given:?}, not {expected:?}")) }
     }
 
-    fn check_replica(&self, disk: DiskIndex, applied: Sequence) -> Verdict {
+    pub(super) fn check_replica(&self, disk: DiskIndex, applied: Sequence) -> Verdict {
         let path = format!("machines/{MACHINE}/disks/{disk}");
         let file = self.disk.open(Path::new(&path), Open::ReadOnly).unwrap();
         let mut bytes = vec![0; BLOCKS * BLOCK];
