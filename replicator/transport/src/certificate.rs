@@ -2,6 +2,8 @@
 //! leave their machine.
 
 use crate::error::{Result, TransportError};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
@@ -121,6 +123,69 @@ pub(crate) fn der(pem: &str) -> Result<CertificateDer<'static>> {
 /// What a token pins: the hash of the authority's certificate.
 pub(crate) fn fingerprint(certificate: &[u8]) -> [u8; 32] {
     *blake3::hash(certificate).as_bytes()
+}
+
+/// Proves every byte of a certificate's text by the signature under the authority's key; the
+/// authority signs itself. The error says what is wrong.
+pub(crate) fn prove(certificate: &str, authority: &str) -> std::result::Result<(), String> {
+    let read = |text: &str| {
+        let der = CertificateDer::from_pem_slice(text.as_bytes())
+            .map_err(|error| format!("no certificate in PEM: {error}"))?;
+        if is_pem_of(text, "CERTIFICATE", &der) { Ok(der) } else { Err(FOREIGN_TEXT.to_owned()) }
+    };
+    let parse = |der| {
+        X509Certificate::from_der(der)
+            .map_err(|error| format!("the certificate cannot be read: {error}"))
+    };
+    let (der, authority) = (read(certificate)?, read(authority)?);
+    let (_, certificate) = parse(&der)?;
+    let (_, authority) = parse(&authority)?;
+    let tail = signed_tail(&certificate.signature_value.data);
+    let whole = wrapped(&[certificate.tbs_certificate.as_ref(), &tail].concat());
+    if *whole != *der {
+        return Err(FOREIGN_TEXT.to_owned());
+    }
+    certificate
+        .verify_signature(Some(authority.public_key()))
+        .map_err(|_| "the certificate's signature is wrong".to_owned())
+}
+
+/// What stands behind the signed part of a certificate of ours in DER: ecdsa-with-SHA256, and the
+/// signature. Parsers are lenient here, where nothing is signed.
+fn signed_tail(signature: &[u8]) -> Vec<u8> {
+    const ALGORITHM: [u8; 12] = [0x30, 10, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
+    let length = u8::try_from(signature.len() + 1).unwrap_or(u8::MAX);
+    [&ALGORITHM[..], &[3, length, 0], signature].concat()
+}
+
+/// A DER sequence of at least 256 bytes, as every certificate is.
+fn wrapped(content: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes();
+    [&[0x30, 0x82], &length[..], content].concat()
+}
+
+/// Proves every byte of a key's text: it is the key of the certificate, which holds its public
+/// half. The error says what is wrong.
+pub(crate) fn prove_key(key: &str, certificate: &str) -> std::result::Result<(), String> {
+    let pair =
+        KeyPair::from_pem(key).map_err(|error| format!("the key cannot be read: {error}"))?;
+    if !is_pem_of(key, "PRIVATE KEY", pair.serialized_der()) {
+        return Err(FOREIGN_TEXT.to_owned());
+    }
+    let der = der(certificate).map_err(|error| error.to_string())?;
+    let is_its = X509Certificate::from_der(&der).is_ok_and(|(_, certificate)| {
+        *certificate.public_key().subject_public_key.data == *pair.der_bytes()
+    });
+    if is_its { Ok(()) } else { Err("the key is not the one of the certificate".to_owned()) }
+}
+
+const FOREIGN_TEXT: &str = "the text holds bytes that nobody wrote";
+
+/// Whether the text is the PEM of these bytes and nothing else, but for its line ends.
+fn is_pem_of(text: &str, label: &str, der: &[u8]) -> bool {
+    let words = format!("-----BEGIN{label}-----{}-----END{label}-----", STANDARD.encode(der));
+    let is_space = |c: &char| c.is_ascii_whitespace();
+    text.chars().filter(|c| !is_space(c)).eq(words.chars().filter(|c| !is_space(c)))
 }
 
 fn params(name: &str, until: SystemTime) -> CertificateParams {

@@ -46,6 +46,18 @@ pub(crate) fn load(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// The names in a directory, in order.
+pub(crate) fn list(path: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(path).map_err(failed(path, "list"))?;
+    let name = |entry: std::io::Result<fs::DirEntry>| {
+        entry.map(|entry| entry.file_name().to_string_lossy().into_owned())
+    };
+    let names: std::io::Result<Vec<String>> = entries.map(name).collect();
+    let mut names = names.map_err(failed(path, "list"))?;
+    names.sort();
+    Ok(names)
+}
+
 /// A whole file of text that must be there.
 pub(crate) fn load_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(failed(path, "read"))

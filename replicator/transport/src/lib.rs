@@ -24,7 +24,7 @@ pub use connection::{
 pub use enrol::{EnrolRefusalCode, enrol};
 pub use error::{Result, TransportError};
 pub use listener::{Arrival, Arriving, Listener};
-pub use site::{EnrolledMachine, Site};
+pub use site::{EnrolledMachine, Site, inspection};
 pub use streams::{
     FrameReceiver, FrameSender, InStream, POINT_CHUNK_LIMIT, PointReceiver, PointSender,
 };

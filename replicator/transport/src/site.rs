@@ -142,20 +142,11 @@ impl Site {
         Ok(token)
     }
 
-    /// The machines that joined, by their ids.
-    pub fn machines(&self) -> Result<Vec<EnrolledMachine>> {
-        let directory = self.directory.join("machines");
-        let entries = fs::read_dir(&directory).map_err(files::failed(&directory, "list"))?;
-        let mut machines = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(files::failed(&directory, "list"))?;
-            let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            if let Some(id) = id {
-                machines.extend(self.machine(id)?);
-            }
-        }
-        machines.sort_by_key(|machine| machine.machine);
-        Ok(machines)
+    /// The machines that joined, in order. What is known of one may be damaged while all others
+    /// are well.
+    pub fn machines(&self) -> Result<Vec<MachineId>> {
+        let names = files::list(&self.directory.join("machines"))?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// A machine that joined, or `None`.
@@ -309,10 +300,13 @@ fn create_record<T: Serialize>(path: &Path, record: &T) -> Result<bool> {
 }
 
 fn load_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let Some(bytes) = files::load(path)? else { return Ok(None) };
+    files::load(path)?.map(|bytes| decode_record(path, &bytes)).transpose()
+}
+
+fn decode_record<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
     let damaged = |what: String| TransportError::Damaged { path: path.to_owned(), what };
-    let fields = record_fields(path, &bytes)?;
-    decode_bounded(fields, RECORD_LIMIT).map(Some).map_err(|error| damaged(error.to_string()))
+    let fields = record_fields(path, bytes)?;
+    decode_bounded(fields, RECORD_LIMIT).map_err(|error| damaged(error.to_string()))
 }
 
 /// The bytes of a record without its checksum, once that is right.
@@ -358,5 +352,6 @@ fn seconds_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+pub mod inspection;
 #[cfg(test)]
 mod tests;

@@ -37,7 +37,7 @@ fn a_token_is_good_for_one_key_for_ever() {
     assert_eq!(refused(&reopened, &request(&token, &other)), EnrolRefusalCode::Used);
     let machines = reopened.machines().unwrap();
     assert_eq!(machines.len(), 1);
-    assert_eq!(machines[0].machine, first.machine);
+    assert_eq!(machines[0], first.machine);
 }
 
 #[test]
