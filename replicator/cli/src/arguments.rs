@@ -5,7 +5,7 @@
 use crate::commands::{agent, disks};
 use crate::commands::{completions, copy_out, manual, mark, points, status, verify};
 #[cfg(feature = "target")]
-use crate::commands::{invite, master_target};
+use crate::commands::{inspect, invite, master_target};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use redoubt_control::{Role, RuntimeDirectory};
 use redoubt_log::Name;
@@ -25,7 +25,8 @@ use std::path::PathBuf;
         0  done\n  \
         1  failed; the message says why and what to do\n  \
         2  the command line or a configuration file is wrong\n  \
-        3  done, and the answer is no (--check: cannot be protected; verify: something differs)\n  \
+        3  done, and the answer is no (--check: cannot be protected; verify: something differs;\n  \
+           inspect: damage)\n  \
         4  timed out\n  \
         5  no role behind the runtime directory\n\n\
         First steps:\n  \
@@ -64,6 +65,8 @@ pub enum Command {
     MasterTarget(master_target::MasterTarget),
     #[cfg(feature = "target")]
     Invite(invite::Invite),
+    #[cfg(feature = "target")]
+    Inspect(inspect::Inspect),
     #[cfg(feature = "agent")]
     Agent(agent::Agent),
     #[cfg(feature = "agent")]
@@ -151,7 +154,7 @@ mod tests {
         assert_eq!(
             seen,
             7 + 2 * usize::from(cfg!(feature = "agent"))
-                + 2 * usize::from(cfg!(feature = "target"))
+                + 3 * usize::from(cfg!(feature = "target"))
         );
     }
 }

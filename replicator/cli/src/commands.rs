@@ -7,6 +7,8 @@ pub mod copy_out;
 #[cfg(feature = "agent")]
 pub mod disks;
 #[cfg(feature = "target")]
+pub mod inspect;
+#[cfg(feature = "target")]
 pub mod invite;
 pub mod manual;
 pub mod mark;
@@ -26,6 +28,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         Command::MasterTarget(command) => master_target::run(command, arguments),
         #[cfg(feature = "target")]
         Command::Invite(command) => invite::run(command),
+        #[cfg(feature = "target")]
+        Command::Inspect(command) => inspect::run(command),
         #[cfg(feature = "agent")]
         Command::Agent(command) => agent::run(command, arguments),
         #[cfg(feature = "agent")]

@@ -5,7 +5,7 @@ use redoubt_control::AgentOptions;
 #[cfg(feature = "agent")]
 use redoubt_control::status::{CheckReport, DeviceReport};
 #[cfg(feature = "target")]
-use redoubt_control::{InviteOptions, TargetOptions, Token};
+use redoubt_control::{InspectOptions, Inspection, InviteOptions, TargetOptions, Token};
 #[cfg(feature = "target")]
 use std::net::SocketAddr;
 #[cfg(feature = "agent")]
@@ -48,4 +48,13 @@ pub fn run_target(
 #[cfg(feature = "target")]
 pub fn invite(options: &InviteOptions) -> anyhow::Result<Token> {
     Ok(redoubt_master_target::invite(options)?)
+}
+
+/// Explains a target's directory and checks every checksum in it.
+#[cfg(feature = "target")]
+pub fn inspect(
+    options: &InspectOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> anyhow::Result<Inspection> {
+    Ok(redoubt_master_target::inspect(options, progress)?)
 }

@@ -345,3 +345,48 @@ impl fmt::Display for SegmentTail {
         out.pad(self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_snake_case_words_are_kebab_case_and_times_rfc_3339() {
+        let inspection = Inspection {
+            directory: "/srv".into(),
+            inspected_at: UtcTime::from_nanoseconds(1_700_000_000_000_000_000),
+            running: false,
+            verdict: Verdict::NewerVersion,
+            checked_bytes: 1,
+            site: None,
+            machines: Vec::new(),
+            damage: vec![Damage {
+                machine: None,
+                path: "/srv/x".into(),
+                byte: 7,
+                what: "w".into(),
+                means: "m".into(),
+                disks: Vec::new(),
+                points: None,
+                positions: Some(LostPositions { first: Some(1), last: None }),
+            }],
+            newer: Vec::new(),
+            finished: Vec::new(),
+            leftovers: Vec::new(),
+        };
+        let json = serde_json::to_string(&inspection).unwrap();
+        let expected = concat!(
+            r#"{"directory":"/srv","inspected_at":"2023-11-14T22:13:20Z","running":false,"#,
+            r#""verdict":"newer-version","checked_bytes":1,"site":null,"machines":[],"#,
+            r#""damage":[{"machine":null,"path":"/srv/x","byte":7,"what":"w","means":"m","#,
+            r#""disks":[],"points":null,"positions":{"first":1,"last":null}}],"#,
+            r#""newer":[],"finished":[],"leftovers":[]}"#,
+        );
+        assert_eq!(json, expected);
+        assert_eq!(serde_json::from_str::<Inspection>(&json).unwrap(), inspection);
+        for tail in ["whole", "torn", "growing", "damaged", "unused", "newer-version"] {
+            let parsed: SegmentTail = serde_json::from_str(&format!("{tail:?}")).unwrap();
+            assert_eq!(parsed.to_string(), tail);
+        }
+    }
+}

@@ -4,4 +4,4 @@
 mod role;
 pub mod store;
 
-pub use role::{TargetError, invite, run};
+pub use role::{TargetError, inspect, invite, run};

@@ -159,8 +159,16 @@ impl Site {
         }))
     }
 
+    /// A machine whose record is damaged has no name here; its store still holds its name against
+    /// another's.
     fn has_joined(&self, name: &Name) -> Result<bool> {
-        Ok(self.machines()?.iter().any(|machine| machine.name == *name))
+        let is_called = |machine| match self.machine(machine) {
+            Ok(known) => Ok(known.is_some_and(|known| known.name == *name)),
+            Err(TransportError::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error),
+        };
+        let found = self.machines()?.into_iter().map(is_called).find(|is| !matches!(is, Ok(false)));
+        found.unwrap_or(Ok(false))
     }
 
     /// Shuts a machine out: its certificate is worth nothing from here on.

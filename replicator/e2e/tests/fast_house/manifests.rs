@@ -37,7 +37,17 @@ const ARROWS: &[(&str, &[&str])] = &[
             "redoubt-transport",
         ],
     ),
-    ("redoubt-cli", &["redoubt-agent", "redoubt-control", "redoubt-log", "redoubt-master-target"]),
+    (
+        "redoubt-cli",
+        // Its tests make stores to be inspected: hence the engine.
+        &[
+            "redoubt-agent",
+            "redoubt-control",
+            "redoubt-engine",
+            "redoubt-log",
+            "redoubt-master-target",
+        ],
+    ),
     ("redoubt-e2e", &[]),
     ("redoubt-benches", &["redoubt-log"]),
 ];

@@ -4,7 +4,7 @@ use crate::store::StoreError;
 use redoubt_control::runtime::DirectoryError;
 use redoubt_control::socket::SocketError;
 use redoubt_transport::TransportError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why the target does not start, or does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,33 @@ pub enum TargetError {
     Locked {
         /// The directory.
         data: PathBuf,
+    },
+    /// A target runs here, and finishes by itself what is to be finished.
+    #[error(
+        "{data}: a master target runs with this directory and finishes its applies itself: stop \
+         it before --finish, or leave it to it"
+    )]
+    RunsHere {
+        /// The directory.
+        data: PathBuf,
+    },
+    /// The directory is none of a target.
+    #[error(
+        "{directory}: not a master target's directory: {reason}; give the one that its --data names"
+    )]
+    NotATarget {
+        /// The directory.
+        directory: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The directory cannot be looked at.
+    #[error("{directory}: cannot be inspected: {source}; run this as root or as the target's user")]
+    Unreadable {
+        /// The directory.
+        directory: PathBuf,
+        /// What the system said of what.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// No target has ever run here.
     #[error(
@@ -73,5 +100,12 @@ pub enum TargetError {
 impl TargetError {
     pub(super) fn start(what: &'static str, source: std::io::Error) -> Self {
         Self::Start { what, source }
+    }
+
+    pub(super) fn unreadable(
+        directory: &Path,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Unreadable { directory: directory.to_owned(), source: source.into() }
     }
 }

@@ -7,7 +7,9 @@ mod checks;
 mod connection;
 mod control;
 mod error;
+mod inspect;
 mod journal;
+mod lock;
 mod machine;
 mod points;
 mod protected;
@@ -15,11 +17,11 @@ mod status;
 mod verify;
 
 pub use error::TargetError;
+pub use inspect::inspect;
 
 use crate::store::{Store, StoreOptions};
 use arrivals::{Arrivals, Terms};
 use control::Control;
-use nix::fcntl::{Flock, FlockArg};
 use protected::{Registry, now};
 use redoubt_control::audit::AuditLog;
 use redoubt_control::options::Token;
@@ -30,9 +32,9 @@ use redoubt_control::status::Role;
 use redoubt_control::{InviteOptions, TargetOptions};
 use redoubt_engine::uring_directory::{UringOptions, open_directory};
 use redoubt_transport::{Listener, Site};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
+use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -49,7 +51,7 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
     let signals = StopSignals::block().map_err(signals_failed)?;
     create_private_directory(&options.data)?;
     create_private_directory(options.runtime.path())?;
-    let _lock = lock(&options.data)?;
+    let _lock = lock::take(&options.data)?;
     let site = Arc::new(Site::open_or_create(&options.data.join(SITE_DIRECTORY))?);
     let storage = open_directory(&options.data, UringOptions::default());
     let store_options =
@@ -72,8 +74,12 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
         let advertised = advertised.unwrap_or_else(|| address.to_string());
         write_address(&options.data, &advertised)?;
         let registry = Registry::new(store, options.keep, options.journal_keep);
-        for machine in site.machines()? {
-            registry.protect(machine.machine, &machine.name)?;
+        for id in site.machines()? {
+            match site.machine(id) {
+                Ok(Some(machine)) => registry.protect(id, &machine.name)?,
+                Ok(None) => {}
+                Err(error) => tracing::error!(machine = %id, %error, "this machine cannot connect"),
+            }
         }
         let control = Control { registry: registry.clone(), audit, data: options.data.clone() };
         let _server = Server::start(&options.runtime, Role::Target, Arc::new(control))?;
@@ -104,22 +110,14 @@ pub fn invite(options: &InviteOptions) -> Result<Token, TargetError> {
 fn write_address(data: &Path, address: &str) -> Result<(), TargetError> {
     let path = data.join(ADDRESS_FILE);
     let beside = data.join("address.new");
-    std::fs::write(&beside, address)
-        .and_then(|()| std::fs::rename(&beside, &path))
-        .map_err(|source| TargetError::File { path, source })
-}
-
-fn lock(data: &Path) -> Result<Flock<File>, TargetError> {
-    let path = data.join("target.lock");
-    let failed = |source| TargetError::File { path: path.clone(), source };
-    let mut options = OpenOptions::new();
-    let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
-    Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        match error {
-            nix::Error::EWOULDBLOCK => TargetError::Locked { data: data.to_owned() },
-            other => failed(other.into()),
-        }
-    })
+    let write = || {
+        let mut file = File::create(&beside)?;
+        file.write_all(address.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&beside, &path)?;
+        File::open(data)?.sync_all()
+    };
+    write().map_err(|source| TargetError::File { path, source })
 }
 
 fn signals_failed(source: std::io::Error) -> TargetError {
