@@ -99,6 +99,10 @@ struct marking {
 	__u64 first;
 	__u64 last;
 	__u32 slot;
+	/* A completion's granules must be marked already. */
+	__u16 completed;
+	/* One was not. */
+	__u16 unmarked;
 };
 
 struct walk {
@@ -146,6 +150,19 @@ static __always_inline __u64 count_in_order(__u64 *counter)
 	return __sync_fetch_and_add(counter, 1);
 }
 
+/* One word of the given one of the slot's arrays. */
+static __noinline __u64 marks_of(__u32 array, __u32 key)
+{
+	__u64 *word;
+	void *map;
+
+	map = bpf_map_lookup_elem(&arrays, &array);
+	if (!map)
+		return 0;
+	word = bpf_map_lookup_elem(map, &key);
+	return word ? *word : 0;
+}
+
 /*
  * Sets the bits of one word that lie between two granules; the number of the word counts
  * from the first's.
@@ -170,8 +187,13 @@ static int mark_word(__u32 number, void *context)
 	if (!word)
 		return 1;
 	/* A set bit is not written again: hot blocks would fight for the cache line. */
-	if ((*word & mask) != mask)
-		__sync_fetch_and_or(word, mask);
+	if ((*word & mask) == mask)
+		return 0;
+	/* What was marked before a cut stands in the other array. */
+	if (marking->completed &&
+	    ((marks_of(2 * slot, key) | marks_of(2 * slot + 1, key)) & mask) != mask)
+		marking->unmarked = 1;
+	__sync_fetch_and_or(word, mask);
 	return 0;
 }
 
@@ -183,20 +205,6 @@ static __noinline int mark(struct marking *marking)
 		return mark_word(0, marking);
 	bpf_loop(words < LOOP_LIMIT ? words : LOOP_LIMIT, mark_word, marking, 0);
 	return 0;
-}
-
-/* Whether a granule is marked in the given one of the slot's arrays. */
-static __noinline int is_marked(__u32 array, __u64 granule)
-{
-	__u32 key = granule >> 6;
-	__u64 *word;
-	void *map;
-
-	map = bpf_map_lookup_elem(&arrays, &array);
-	if (!map)
-		return 0;
-	word = bpf_map_lookup_elem(map, &key);
-	return word && (*word & (1ULL << (granule & 63)));
 }
 
 /* Steps to the bio's next vector. */
@@ -393,11 +401,12 @@ static __noinline int at_slot(__u32 index, const struct redoubt_record *seen)
 	marking.last = (event.offset + event.length - 1) >> REDOUBT_GRANULE_SHIFT;
 	if (seen->kind == REDOUBT_KIND_COMPLETED) {
 		__sync_fetch_and_add(&slot->completions, 1);
-		if (!is_marked(2 * index, marking.first) &&
-		    !is_marked(2 * index + 1, marking.first))
-			__sync_fetch_and_add(&slot->unmarked, 1);
+		marking.completed = 1;
 	}
 	mark(&marking);
+	/* Whoever sees the count sees the marks. */
+	if (marking.unmarked && count_in_order(&slot->unmarked) == ~0ULL)
+		return 1;
 	if (slot->mode == REDOUBT_MODE_BITMAP)
 		return 0;
 	if (seen->kind == REDOUBT_KIND_SUBMITTED)

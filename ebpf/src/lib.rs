@@ -71,7 +71,7 @@ pub struct Slot {
     pub reserved: [u64; 2],
     /// Events that found no room in the ring.
     pub lost: u64,
-    /// Completions whose range nobody had marked.
+    /// Completions of which a granule was marked in neither array; rises once they are marked.
     pub unmarked: u64,
     /// Submissions of which a page could not be copied.
     pub unreadable: u64,
@@ -111,7 +111,7 @@ pub struct Settings {
     pub ring_bytes: u64,
     /// The reader is woken whenever the fill passes a multiple of 1 << `wake_shift` bytes.
     pub wake_shift: u32,
-    /// Non-zero once the canary write came back whole.
+    /// One of `numbers::PROVEN_*`, or zero.
     pub proven: u32,
 }
 

@@ -6,7 +6,7 @@
 #ifndef REDOUBT_RECORD_H
 #define REDOUBT_RECORD_H
 
-#define REDOUBT_ABI 1
+#define REDOUBT_ABI 2
 /* Protected disks of a machine: the log's frames carry one bit each. */
 #define REDOUBT_SLOTS 64
 /* Slots on one whole disk (itself, its partitions): bounds the loop that every bio pays for. */
@@ -37,6 +37,10 @@
 #define REDOUBT_MODE_BITMAP 0
 #define REDOUBT_MODE_METADATA 1
 #define REDOUBT_MODE_DATA 2
+
+/* What the canary proved: that events come whole and in order; that their data is right, too. */
+#define REDOUBT_PROVEN_ORDER 1
+#define REDOUBT_PROVEN_DATA 2
 
 /* The whole submission in one record, without data. */
 #define REDOUBT_FLAG_NO_DATA 1
@@ -90,7 +94,10 @@ struct redoubt_slot {
 	__u64 reserved[2];
 	/* Events that found no room in the ring. */
 	__u64 lost;
-	/* Completions whose range nobody had marked. */
+	/*
+	 * Completions of which a granule was marked in neither array. Rises only once they are
+	 * marked.
+	 */
 	__u64 unmarked;
 	/* Submissions of which a page could not be copied. */
 	__u64 unreadable;
@@ -115,7 +122,7 @@ struct redoubt_settings {
 	__u64 vmemmap_base;
 	__u64 ring_bytes;
 	__u32 wake_shift;
-	/* Non-zero once the canary write came back whole. */
+	/* One of REDOUBT_PROVEN_, or zero. */
 	__u32 proven;
 };
 

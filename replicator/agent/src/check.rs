@@ -2,8 +2,8 @@
 //! changes nothing that stays.
 
 use crate::error::AgentError;
-use redoubt_control::AgentOptions;
 use redoubt_control::status::{CheckReport, DeviceReport, TrackerMode};
+use redoubt_control::{AgentOptions, DiskArgument};
 use redoubt_log::Name;
 use redoubt_tracker::device::{BlockDevice, DeviceError, DeviceUse};
 use redoubt_tracker::probe::{Capability, Probe, ProbeError, ProbeOptions};
@@ -23,14 +23,21 @@ pub fn check(options: &AgentOptions) -> Result<CheckReport, AgentError> {
     let (mode, reason, remedy) = match &trial {
         Ok(attached) => match attached.capability() {
             Capability::Data => (Some(TrackerMode::Data), None, None),
+            Capability::Order(reason) => (Some(TrackerMode::Metadata), Some(reason.clone()), None),
             Capability::Bitmap(reason) => (Some(TrackerMode::Bitmap), Some(reason.clone()), None),
         },
         Err(error) => (None, Some(error.to_string()), remedy_of(error)),
     };
     drop(trial);
     Probe::detach(&pins)?;
-    let paths = options.disks.iter().map(|disk| disk.device.clone());
-    Ok(CheckReport { mode, reason, remedy, disks: paths.map(|path| report(&path)).collect() })
+    let disk = |disk: &DiskArgument| {
+        let mut disk = report(&disk.device);
+        // No disk is tracked better than the machine can.
+        disk.mode = disk.mode.map(|own| mode.unwrap_or(own));
+        disk
+    };
+    let disks = options.disks.iter().map(disk).collect();
+    Ok(CheckReport { mode, reason, remedy, disks })
 }
 
 fn remedy_of(error: &ProbeError) -> Option<String> {

@@ -107,13 +107,14 @@ impl Control {
         let link = self.shared.link.get();
         let acknowledged = self.shared.acknowledged.load(Ordering::Acquire);
         let snapshot = self.shared.snapshot.lock().clone();
+        let now = Instant::now();
         let position = self.position(snapshot.sealed.0.max(acknowledged), acknowledged);
         let machine = MachineStatus {
             id: self.machine.into(),
             name: self.name.clone(),
             connected: link.connected,
-            rpo_seconds: link.ever.then(|| snapshot.rpo(Instant::now()).as_secs_f64()),
-            disks: snapshot.shown(&link, position),
+            rpo_seconds: link.ever.then(|| snapshot.rpo(now).as_secs_f64()),
+            disks: snapshot.shown(&link, position, now),
         };
         RoleStatus { role: Role::Agent, machines: vec![machine] }
     }

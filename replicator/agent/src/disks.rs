@@ -3,10 +3,9 @@
 //! with the reason.
 
 use crate::error::AgentError;
-use crate::frame_log::{DiskBytes, FrameLog};
-use crate::locks::DiskLock;
+use crate::frame_log::FrameLog;
 use crate::pace::{Pace, Rate};
-use crate::reader::open_disk;
+use crate::presence::{Absent, Present};
 use crate::snapshot::DiskSnapshot;
 use crate::state::{ProtectedDisk, State};
 use redoubt_control::options::DiskArgument;
@@ -14,8 +13,8 @@ use redoubt_log::{DiskIndex, GapReason, Name, Sequence};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::{DiskDescription, Welcome};
 use redoubt_tracker::device::BlockDevice;
-use redoubt_tracker::probe::Attached;
-use redoubt_tracker::{DiskProgress, ReadOrder, Tracking};
+use redoubt_tracker::probe::{Attached, DiskIdentity};
+use redoubt_tracker::{LogSink, ReadOrder, Tracking};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ use std::time::Instant;
 
 /// One protected disk of this run.
 struct Disk {
-    device: BlockDevice,
+    presence: Result<Present, Absent>,
     /// Whether it was whole in the log at any time since the log has told of it.
     was_whole: bool,
     read_error: Option<String>,
@@ -31,7 +30,17 @@ struct Disk {
     differs: bool,
     written: Rate,
     logged: Rate,
-    _lock: DiskLock,
+}
+
+/// What the disks are told of, to tell how they stand.
+pub(crate) struct Seen<'a> {
+    pub source: &'a Attached,
+    pub tracking: &'a Tracking,
+    pub log: Option<&'a FrameLog>,
+    /// Skipped runs of the programs that concerned every disk, in this run.
+    pub skipped: u64,
+    /// Whether the order of events was proven when the tracker was attached.
+    pub order_proven: bool,
 }
 
 /// All protected disks, and the state file that remembers them.
@@ -45,34 +54,42 @@ pub(crate) struct ProtectedDisks {
 }
 
 impl ProtectedDisks {
-    /// Resolves and locks the disks that were asked for and those that the state remembers.
+    /// Resolves and locks the disks that were asked for and those that the state remembers. A disk
+    /// that is new must be there; one that was protected before and is not there does not stop the
+    /// others.
     pub fn open(directory: &Path, asked: &[DiskArgument]) -> Result<Self, AgentError> {
         let mut state = State::load(directory)?;
+        let remembered = state.disks.len();
         for argument in asked {
             take_in(&mut state, argument)?;
         }
         if state.disks.is_empty() {
             return Err(AgentError::NoDisk);
         }
-        let mut disks = Vec::new();
-        for known in &mut state.disks {
-            let device = BlockDevice::resolve(&known.device)?;
-            if !device.request_based {
-                return Err(AgentError::BioBased { device: known.device.clone() });
-            }
-            let lock = DiskLock::take(&known.device, device.diskseq, device.start)?;
-            (known.size, known.logical_block_bytes) = (device.length, device.logical_block_bytes);
+        let has_log = state.generation.is_some();
+        let mut disks: Vec<Disk> = Vec::new();
+        for (at, known) in state.disks.iter_mut().enumerate() {
+            let is_new = at >= remembered;
+            let held = disks.iter().filter_map(|disk| disk.presence.as_ref().ok());
+            let presence = match Present::hold(known, has_log && !is_new, held) {
+                Err(error) if !is_new => Err(Absent::because(known, error)?),
+                held => Ok(held?),
+            };
             disks.push(Disk {
-                device,
+                presence,
                 was_whole: false,
                 read_error: None,
                 differs: false,
                 written: Rate::default(),
                 logged: Rate::default(),
-                _lock: lock,
             });
         }
         Ok(Self { directory: directory.to_owned(), state, disks, turn: 0, missed_events: None })
+    }
+
+    /// Whether every disk is there.
+    pub fn all_present(&self) -> bool {
+        self.disks.iter().all(|disk| disk.presence.is_ok())
     }
 
     /// Remembers the disks from now on: a start that fails before this leaves no trace of them.
@@ -102,29 +119,50 @@ impl ProtectedDisks {
         self.state.disks.iter().map(name).collect()
     }
 
-    /// Opens every disk for the reads of `D`.
-    pub fn open_all(&self) -> Result<Vec<(DiskIndex, File)>, AgentError> {
-        let open = |(known, disk): (&ProtectedDisk, &Disk)| {
-            open_disk(&disk.device.path).map(|file| (known.index, file))
+    /// The disks that are there, open for the reads of `D`; for one caller.
+    pub fn take_files(&mut self) -> Vec<(DiskIndex, File)> {
+        let disks = self.state.disks.iter().zip(&mut self.disks);
+        let file = |(known, disk): (&ProtectedDisk, &mut Disk)| {
+            let file = disk.presence.as_mut().ok()?.file.take()?;
+            Some((known.index, file))
         };
-        self.state.disks.iter().zip(&self.disks).map(open).collect()
+        disks.filter_map(file).collect()
     }
 
     /// Programs that were adopted may have been skipped while nobody looked: then the marks do not
-    /// say everything, and no disk's tracking is taken up.
-    pub fn look_for_skipped(&mut self, adopted: bool, skipped: u64) -> Result<(), AgentError> {
-        let news = adopted && skipped != self.state.skipped_runs;
-        self.missed_events = news.then_some(skipped);
-        if adopted {
-            return Ok(());
+    /// say everything, and no disk's tracking is taken up. Returns how many skipped runs were
+    /// answered before this run.
+    pub fn look_for_skipped(&mut self, adopted: bool, skipped: u64) -> Result<u64, AgentError> {
+        let answered = if adopted { self.state.skipped_runs } else { skipped };
+        self.missed_events = (skipped != answered).then_some(skipped);
+        if !adopted {
+            self.remember_skipped(skipped)?;
         }
-        self.remember_skipped(skipped)
+        Ok(answered)
     }
 
-    /// Skipped runs were answered.
+    /// Skipped runs were answered, on every disk that is there: the marks of the others say no more
+    /// all that changed.
     pub fn remember_skipped(&mut self, skipped: u64) -> Result<(), AgentError> {
         self.state.skipped_runs = skipped;
+        for (known, disk) in self.state.disks.iter_mut().zip(&self.disks) {
+            if disk.presence.is_err() {
+                known.tracked = None;
+            }
+        }
         self.state.save(&self.directory)
+    }
+
+    /// Unmarked completions were answered.
+    pub fn remember_unmarked(&mut self, tracking: &Tracking) -> Result<(), AgentError> {
+        let mut news = false;
+        for known in &mut self.state.disks {
+            if let Some(progress) = tracking.progress(known.index) {
+                news |= known.unmarked != progress.unmarked;
+                known.unmarked = progress.unmarked;
+            }
+        }
+        if news { self.state.save(&self.directory) } else { Ok(()) }
     }
 
     /// The session's terms, durably.
@@ -154,22 +192,30 @@ impl ProtectedDisks {
     ) -> Result<(), AgentError> {
         let running = !tracking.indexes().is_empty();
         for at in 0..self.disks.len() {
-            let (known, disk) = (&self.state.disks[at], &self.disks[at]);
-            let (index, size) = (known.index, disk.device.length);
+            let known = &self.state.disks[at];
+            let index = known.index;
+            let Ok(Present { device, .. }) = &self.disks[at].presence else {
+                // Whatever happens to it, this log does not tell.
+                log.gap(index, GapReason::DeviceMissing);
+                continue;
+            };
+            let size = device.length;
             log.disk_added(index, known.name.as_str(), size, known.logical_block_bytes);
             let at_target = welcome.disks.iter().find(|theirs| theirs.index == index);
             let has_data = at_target.is_some_and(|theirs| theirs.has_data);
-            let doubt = self.doubt(at, source, welcome, resync, has_data);
+            let identity = device.identity();
+            let doubt = self.doubt(at, &identity, source, welcome, resync, has_data);
             self.disks[at].was_whole = doubt.is_none();
             match doubt {
                 None if running => {}
                 None => {
                     let reason = GapReason::AgentRestarted;
-                    tracking.adopt(source, index, size, reason, log)?;
+                    let answered = self.state.disks[at].unmarked;
+                    tracking.adopt(source, index, size, answered, reason, log)?;
                 }
                 Some(reason) => {
                     tracing::info!(disk = %index, %reason, "the whole disk is read");
-                    self.track_anew(at, source, running)?;
+                    self.track_anew(at, &identity, source, running)?;
                     if running {
                         tracking.demand_whole(source, index, reason, log)?;
                     } else {
@@ -183,10 +229,10 @@ impl ProtectedDisks {
         if running && !resync {
             tracking.tail_lost(source, GapReason::TargetBehind, log)?;
         }
-        match self.missed_events.take() {
-            Some(skipped) => self.remember_skipped(skipped),
-            None => Ok(()),
+        if let Some(skipped) = self.missed_events.take() {
+            self.remember_skipped(skipped)?;
         }
+        self.remember_unmarked(tracking)
     }
 
     /// Why the marks of a disk do not say all that changed since the target's position, if they do
@@ -194,13 +240,13 @@ impl ProtectedDisks {
     fn doubt(
         &self,
         at: usize,
+        identity: &DiskIdentity,
         source: &Attached,
         welcome: &Welcome,
         resync: bool,
         has_data: bool,
     ) -> Option<GapReason> {
         let known = &self.state.disks[at];
-        let identity = self.disks[at].device.identity();
         let pinned = source.disks().into_iter().find(|pinned| pinned.disk == known.index);
         match (known.tracked, pinned) {
             _ if resync => Some(GapReason::TargetBehind),
@@ -213,7 +259,7 @@ impl ProtectedDisks {
             (Some(_), Some(pinned)) if pinned.identity.length != identity.length => {
                 Some(GapReason::SizeChanged)
             }
-            (Some(_), Some(pinned)) if pinned.identity != identity => {
+            (Some(_), Some(pinned)) if pinned.identity != *identity => {
                 Some(GapReason::DeviceReplaced)
             }
             (Some(_), Some(_)) if !has_data => Some(GapReason::TargetBehind),
@@ -226,6 +272,7 @@ impl ProtectedDisks {
     fn track_anew(
         &mut self,
         at: usize,
+        identity: &DiskIdentity,
         source: &mut Attached,
         running: bool,
     ) -> Result<(), AgentError> {
@@ -233,7 +280,6 @@ impl ProtectedDisks {
             self.state.save(&self.directory)?;
         }
         let index = self.state.disks[at].index;
-        let identity = self.disks[at].device.identity();
         let pinned = source.disks().into_iter().find(|pinned| pinned.disk == index);
         if running && pinned.is_some() {
             return Ok(());
@@ -241,7 +287,7 @@ impl ProtectedDisks {
         if pinned.is_some() {
             source.remove_disk(index)?;
         }
-        source.add_disk(index, &identity)?;
+        source.add_disk(index, identity)?;
         Ok(())
     }
 
@@ -271,37 +317,35 @@ impl ProtectedDisks {
     }
 
     /// How every disk stands.
-    pub fn tell(
-        &mut self,
-        progress: impl Fn(DiskIndex) -> Option<DiskProgress>,
-        bytes: impl Fn(DiskIndex) -> DiskBytes,
-        source: &Attached,
-        pace: &mut Pace,
-        now: Instant,
-    ) -> Vec<DiskSnapshot> {
+    pub fn tell(&mut self, seen: &Seen<'_>, pace: &Pace, now: Instant) -> Vec<DiskSnapshot> {
         let elapsed = pace.elapsed(now);
         let mut told = Vec::new();
         for (known, disk) in self.state.disks.iter().zip(&mut self.disks) {
-            let progress = progress(known.index);
-            let settled = progress.is_some_and(|progress| progress.settled);
-            if settled {
+            let progress = seen.tracking.progress(known.index);
+            if progress.is_some_and(|progress| progress.settled) {
                 disk.was_whole = true;
                 (disk.read_error, disk.differs) = (None, false);
             }
-            let logged = bytes(known.index).logged;
+            let logged = seen.log.map_or(0, |log| log.bytes_of(known.index).logged);
+            let absent = disk.presence.as_ref().err();
+            let written = match absent {
+                None => seen.source.disk_counters(known.index).submitted_bytes,
+                Some(_) => 0,
+            };
             let gap = progress.and_then(|progress| progress.gap).unwrap_or(GapReason::FirstSync);
             let why = if disk.differs { "verify-difference".to_owned() } else { gap.to_string() };
             told.push(DiskSnapshot {
                 index: known.index,
                 name: known.name.clone(),
+                absent: absent.map(|absent| absent.reason.clone()),
+                order_proven: seen.order_proven,
+                misses: seen.skipped + progress.map_or(0, |progress| progress.missed),
                 progress,
                 was_whole: disk.was_whole,
                 why: disk.read_error.clone().unwrap_or(why),
-                written_per_second: disk
-                    .written
-                    .over(source.disk_counters(known.index).submitted_bytes, elapsed),
+                written_per_second: disk.written.over(written, elapsed),
                 logged_per_second: disk.logged.over(logged, elapsed),
-                size: disk.device.length,
+                size: known.size,
             });
         }
         told
@@ -312,21 +356,28 @@ impl ProtectedDisks {
     }
 }
 
-/// Adds a disk that was asked for, unless it is known already.
+/// Adds a disk that was asked for, unless it is known already. One that is known need not be there.
 fn take_in(state: &mut State, argument: &DiskArgument) -> Result<(), AgentError> {
-    let device = BlockDevice::resolve(&argument.device)?;
-    let path = device.stable_name.clone().unwrap_or_else(|| argument.device.clone());
+    let resolved = BlockDevice::resolve(&argument.device);
+    let stable = resolved.as_ref().ok().and_then(|device| device.stable_name.clone());
+    let path = stable.unwrap_or_else(|| argument.device.clone());
+    let known = |disk: &&mut ProtectedDisk| {
+        // A name may stand for another device by now: it counts only where it stands for none.
+        let by_name = resolved.is_err() && disk.asked.as_ref() == Some(&argument.device);
+        disk.device == path || disk.device == argument.device || by_name
+    };
+    if let Some(disk) = state.disks.iter_mut().find(known) {
+        if argument.name.as_ref().is_some_and(|name| *name != disk.name) {
+            return Err(AgentError::NameTaken { name: disk.name.to_string() });
+        }
+        disk.asked = (disk.device != argument.device).then(|| argument.device.clone());
+        return Ok(());
+    }
+    let device = resolved?;
     let derived = || {
         let text = path.file_name().unwrap_or_default().to_string_lossy();
         Name::derive(&text).ok()
     };
-    let known = |disk: &&mut ProtectedDisk| disk.device == path || disk.device == argument.device;
-    if let Some(disk) = state.disks.iter_mut().find(known) {
-        if argument.name.as_ref().is_none_or(|name| *name == disk.name) {
-            return Ok(());
-        }
-        return Err(AgentError::NameTaken { name: disk.name.to_string() });
-    }
     let name = argument.name.clone().or_else(derived);
     let name = name.ok_or_else(|| AgentError::NameTaken { name: device.name.clone() })?;
     if state.disks.iter().any(|disk| disk.name == name) {
@@ -340,10 +391,59 @@ fn take_in(state: &mut State, argument: &DiskArgument) -> Result<(), AgentError>
     state.disks.push(ProtectedDisk {
         index,
         name,
+        asked: (path != argument.device).then(|| argument.device.clone()),
         device: path,
         size: device.length,
         logical_block_bytes: device.logical_block_bytes,
         tracked: None,
+        unmarked: 0,
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A state directory that remembers a disk that is gone.
+    fn remembered(device: &str, asked: Option<&str>) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let mut state = State::load(directory.path()).unwrap();
+        state.disks.push(ProtectedDisk {
+            index: DiskIndex(0),
+            name: "gone".parse().unwrap(),
+            device: device.into(),
+            asked: asked.map(PathBuf::from),
+            size: 1 << 20,
+            logical_block_bytes: 512,
+            tracked: None,
+            unmarked: 0,
+        });
+        state.save(directory.path()).unwrap();
+        directory
+    }
+
+    #[test]
+    fn a_remembered_disk_that_is_gone_ends_nothing() {
+        let directory = remembered("/dev/disk/by-id/no-such", Some("/dev/no-such"));
+        for asked in
+            [&[][..], &["/dev/no-such".parse().unwrap()], &["/dev/no-such=gone".parse().unwrap()]]
+        {
+            let disks = ProtectedDisks::open(directory.path(), asked).unwrap();
+            assert!(!disks.all_present());
+            assert_eq!(disks.descriptions()[0].size_bytes, 1 << 20);
+        }
+    }
+
+    #[test]
+    fn a_new_disk_that_is_not_there_is_an_error_and_leaves_no_trace() {
+        let directory = remembered("/dev/no-such", None);
+        let before = State::load(directory.path()).unwrap();
+        for asked in ["/dev/none-either", "/dev/none-either=gone", "/dev/null"] {
+            let asked = [asked.parse().unwrap()];
+            let error = ProtectedDisks::open(directory.path(), &asked).err().unwrap();
+            assert!(matches!(error, AgentError::Device(_)), "{error}");
+        }
+        assert_eq!(State::load(directory.path()).unwrap(), before);
+    }
 }

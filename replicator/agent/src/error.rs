@@ -67,6 +67,46 @@ pub enum AgentError {
         /// The device node.
         device: PathBuf,
     },
+    /// Another agent protects the disk that it lies on, or a part of it.
+    #[error(
+        "{device}: another agent protects {other}, which is a part of it or of which it is one: \
+         protect the disk or its partitions, not both; stop the other agent first, or let {other} \
+         go with `redoubt agent --detach`"
+    )]
+    PartLocked {
+        /// The device node.
+        device: PathBuf,
+        /// What the other agent protects.
+        other: PathBuf,
+    },
+    /// The same bytes twice in one agent.
+    #[error(
+        "{device} shares bytes with {other}, which this agent protects: give the disk or its \
+         partitions, not both, and each only once"
+    )]
+    DiskTwice {
+        /// The device node.
+        device: PathBuf,
+        /// The other one.
+        other: PathBuf,
+    },
+    /// A remembered disk came back with another size.
+    #[error(
+        "{device} has {bytes} bytes in blocks of {block}, and had {bytes_before} in blocks of \
+         {block_before}: put the device back that was there"
+    )]
+    SizeChanged {
+        /// The device node.
+        device: PathBuf,
+        /// Its size now.
+        bytes: u64,
+        /// Its logical blocks now.
+        block: u32,
+        /// What the target knows of it.
+        bytes_before: u64,
+        /// The same of its blocks.
+        block_before: u32,
+    },
     /// A device-mapper or md device, or another that takes bios.
     #[error(
         "{device}: the ends of writes to this kind of device (dm, md) cannot be followed exactly \

@@ -2,11 +2,13 @@
 //! known that nothing was lost in them. It must never let a frame go whose batch was not looked
 //! through for losses.
 
+use crate::coverage::Time;
+use crate::marks::Here;
 use redoubt_log::frame::{FRAME_PAYLOAD_LIMIT, FrameBuilder, FrameLimits, FrameMeta, FramePool};
 use redoubt_log::frame::{NotPushed, RawFrame};
 use redoubt_log::{
-    ByteRange, DiskIndex, DiskSet, GapReason, Generation, Incarnation, MachineId, PointId,
-    PointKind, Record, RoleEpoch, Sequence, WallTime, is_zero,
+    ByteRange, DiskIndex, GapReason, Generation, Incarnation, MachineId, PointId, PointKind,
+    Record, RoleEpoch, Sequence, WallTime, is_zero,
 };
 use redoubt_protocol::message::Welcome;
 use redoubt_tracker::{Gather, LogSink};
@@ -15,6 +17,12 @@ use std::time::Instant;
 
 /// Spare frame buffers: as many as a batch, the sealer's queue and the frame being sealed hold.
 const SPARE_BUFFERS: usize = 12;
+
+/// Frames that may wait here, growing or for the sealer, before a write finds no room: what a batch
+/// and the backlog before it need, and as much again for a read that ends when the ring is fuller.
+/// Each holds 1.2 MiB: with a read's worth of backfill on top, the sealer's queues and the window
+/// they stay within the agent's 96 MiB.
+pub(crate) const WAITING_FRAMES: usize = 16;
 
 /// Bits of a sequence that count within one incarnation, so that no run's numbers are ever used by
 /// another: a run may log 10^12 records, and a machine have 16 million runs.
@@ -47,7 +55,7 @@ impl Terms {
 /// A frame that may be sealed.
 pub(crate) struct Ready {
     pub frame: RawFrame,
-    /// When its first record was drained.
+    /// Nothing in it was written before this.
     pub since: Instant,
 }
 
@@ -58,6 +66,8 @@ struct Draft {
     latest: WallTime,
     since: Instant,
     ends_at_write_boundary: bool,
+    /// Whether it holds nothing but gaps, which stand before the batch.
+    only_gaps: bool,
 }
 
 /// Bytes of one disk since the agent started.
@@ -77,13 +87,13 @@ pub(crate) struct FrameLog {
     ready: VecDeque<Ready>,
     previous: Sequence,
     next: Sequence,
-    now: (WallTime, Instant),
+    now: Time,
     bytes: Vec<DiskBytes>,
 }
 
 impl FrameLog {
     /// A log whose first frame follows `resume` at the target, with numbers above those `used`.
-    pub fn new(terms: Terms, resume: Sequence, used: Sequence, now: (WallTime, Instant)) -> Self {
+    pub fn new(terms: Terms, resume: Sequence, used: Sequence, now: Time) -> Self {
         let first = Sequence((terms.incarnation.0 << SEQUENCE_BITS) + 1).max(used.next());
         Self {
             terms,
@@ -97,9 +107,10 @@ impl FrameLog {
         }
     }
 
-    /// The time that records drained from here on carry.
-    pub fn set_time(&mut self, now: (WallTime, Instant)) {
-        self.now = now;
+    /// The time that records drained from here on carry, and the one after which what they tell
+    /// was written.
+    pub fn set_time(&mut self, now: WallTime, since: Instant) {
+        self.now = (now, since);
     }
 
     /// Whether everything logged is known to be whole.
@@ -122,7 +133,7 @@ impl FrameLog {
         self.ready.push_front(frame);
     }
 
-    /// When the oldest record was drained that is not sealed yet.
+    /// After which time all was written that is not sealed yet.
     pub fn oldest(&self) -> Option<Instant> {
         let waiting = self.ready.front().map(|ready| ready.since);
         waiting.or(self.batch.front().map(|draft| draft.since))
@@ -139,18 +150,17 @@ impl FrameLog {
         self.push(Record::DiskAdded { disk, name, size, logical_block_size: block_bytes }, &[]);
     }
 
-    /// A recovery point behind everything that was checked, which holds all that had completed by
-    /// `at`; returns its place.
+    /// A recovery point behind everything that was checked; returns its place.
     pub fn marker(
         &mut self,
         point: PointId,
         kind: PointKind,
         label: String,
-        disks: DiskSet,
-        at: WallTime,
+        here: &Here,
     ) -> Sequence {
         assert!(self.batch.is_empty(), "a marker stands behind a checkpoint");
-        self.push(Record::Marker { point, kind, at, label, disks }, &[]);
+        let Here { at, settled: disks, proven, .. } = *here;
+        self.push(Record::Marker { point, kind, at, label, disks, proven }, &[]);
         self.checkpoint();
         self.previous
     }
@@ -171,6 +181,7 @@ impl FrameLog {
             match draft.builder.push(record, pieces) {
                 Ok(()) => {
                     draft.ends_at_write_boundary = true;
+                    draft.only_gaps = false;
                     draft.latest = draft.latest.max(self.now.0);
                     return;
                 }
@@ -197,6 +208,7 @@ impl FrameLog {
             latest: self.now.0,
             since: self.now.1,
             ends_at_write_boundary: true,
+            only_gaps: false,
         }
     }
 
@@ -288,14 +300,26 @@ impl LogSink for FrameLog {
     }
 
     fn gap(&mut self, disk: DiskIndex, reason: GapReason) {
-        let mut draft = self.draft();
-        let pushed = draft.builder.push(Record::Gap { disk, reason }, &[]);
+        let gap = Record::Gap { disk, reason };
+        // A buffer for each of many disks would be memory that nobody has counted.
+        let front = self.batch.front_mut().filter(|draft| draft.only_gaps);
+        if front.is_some_and(|draft| draft.builder.push(gap.clone(), &[]).is_ok()) {
+            return;
+        }
+        let mut draft = Draft { only_gaps: true, ..self.draft() };
+        let pushed = draft.builder.push(gap, &[]);
         assert_eq!(pushed, Ok(()), "an empty frame has room for any record");
         self.batch.push_front(draft);
     }
 
     fn consistent(&mut self, disk: DiskIndex) {
         self.push(Record::Consistent { disk }, &[]);
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        let frames = bytes.div_ceil(FRAME_PAYLOAD_LIMIT as u64);
+        let waiting = self.batch.len() + self.ready.len();
+        usize::try_from(frames).is_ok_and(|frames| waiting + frames.max(1) <= WAITING_FRAMES)
     }
 
     fn position(&self) -> Sequence {
@@ -347,87 +371,4 @@ fn zero_runs(data: &[u8]) -> impl Iterator<Item = (std::ops::Range<usize>, bool)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use redoubt_log::frame::{Frame, FrameKey, SealBuffers};
-
-    const DISK: DiskIndex = DiskIndex(0);
-
-    fn log() -> FrameLog {
-        let terms = Terms {
-            machine: MachineId([1; 16]),
-            generation: Generation([2; 16]),
-            incarnation: Incarnation(3),
-            role_epoch: RoleEpoch(0),
-        };
-        FrameLog::new(terms, Sequence(7), Sequence(0), (WallTime(5), Instant::now()))
-    }
-
-    fn records(log: &mut FrameLog) -> Vec<(Sequence, Record)> {
-        let (key, mut buffers) = (FrameKey::new([9; 32]), SealBuffers::default());
-        let mut all = Vec::new();
-        while let Some(ready) = log.take() {
-            let sealed = ready.frame.seal(&key, &mut buffers);
-            let frame = Frame::check(sealed.bytes()).unwrap();
-            let table = frame.decode_table().unwrap();
-            let first = frame.header().first.0;
-            all.extend(table.into_iter().zip(first..).map(|(r, at)| (Sequence(at), r.record)));
-        }
-        all
-    }
-
-    #[test]
-    fn nothing_leaves_before_its_checkpoint() {
-        let mut log = log();
-        log.write(DISK, ByteRange::new(0, 4096), &[&[1; 4096]]);
-        assert!(log.take().is_none());
-        log.checkpoint();
-        assert_eq!(records(&mut log).len(), 1);
-    }
-
-    #[test]
-    fn a_gap_stands_before_the_batch_that_lost_something() {
-        let mut log = log();
-        log.write(DISK, ByteRange::new(0, 512), &[&[1; 512]]);
-        log.checkpoint();
-        log.write(DISK, ByteRange::new(512, 512), &[&[2; 512]]);
-        log.gap(DISK, GapReason::RingOverflow);
-        log.checkpoint();
-        let kinds = records(&mut log);
-        assert!(matches!(kinds[0].1, Record::Write { offset: 0, .. }));
-        assert!(matches!(kinds[1].1, Record::Gap { .. }));
-        assert!(matches!(kinds[2].1, Record::Write { offset: 512, .. }));
-        assert!(kinds.windows(2).all(|pair| pair[0].0 < pair[1].0));
-    }
-
-    #[test]
-    fn a_write_larger_than_a_frame_is_split_and_only_its_end_is_a_boundary() {
-        let mut log = log();
-        let data = vec![7_u8; (1 << 20) + (1 << 19) + 512];
-        let pieces: Vec<&[u8]> = data.chunks(4093).collect();
-        log.write(DISK, ByteRange::new(4096, data.len() as u64), &pieces);
-        log.checkpoint();
-        use redoubt_log::frame::FrameFlags;
-        let boundary =
-            |ready: &Ready| ready.frame.header().flags.contains(FrameFlags::ENDS_AT_WRITE_BOUNDARY);
-        let boundaries: Vec<bool> = log.ready.iter().map(boundary).collect();
-        assert_eq!(boundaries, [false, true]);
-        let total: u32 = records(&mut log).iter().map(|(_, r)| r.payload_length()).sum();
-        assert_eq!(total as usize, data.len());
-    }
-
-    #[test]
-    fn zeros_of_a_disk_cost_no_payload() {
-        let mut log = log();
-        let mut data = vec![0; 64 << 10];
-        data[8192..12288].fill(1);
-        log.backfill(DISK, ByteRange::new(1 << 20, 64 << 10), &data);
-        log.checkpoint();
-        let records: Vec<Record> = records(&mut log).into_iter().map(|(_, r)| r).collect();
-        assert_eq!(records.len(), 3);
-        assert_eq!(
-            records[1],
-            Record::Backfill { disk: DISK, offset: (1 << 20) + 8192, length: 4096 }
-        );
-    }
-}
+mod tests;

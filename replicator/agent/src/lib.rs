@@ -14,6 +14,7 @@ mod locks;
 mod marks;
 mod owner;
 mod pace;
+mod presence;
 mod privileges;
 mod reader;
 mod requests;

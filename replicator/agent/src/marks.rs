@@ -39,6 +39,8 @@ pub(crate) struct Here {
     /// The disks for which a point here is good, of all.
     pub settled: DiskSet,
     pub all: DiskSet,
+    /// Whether the tracker can prove that it missed nothing.
+    pub proven: bool,
 }
 
 /// The points to come.
@@ -102,7 +104,7 @@ impl Marks {
             for Waiting { request, .. } in due {
                 let point = PointId::random();
                 let label = clean(&request.label);
-                let sequence = log.marker(point, request.kind, label, here.settled, here.at);
+                let sequence = log.marker(point, request.kind, label, here);
                 (request.reply)(Ok(MarkedPoint { point, sequence }));
                 marked = Some(sequence);
             }
@@ -117,7 +119,7 @@ impl Marks {
                 log.until(here.at);
             } else {
                 let kind = PointKind::CrashConsistent;
-                log.marker(PointId::random(), kind, String::new(), here.settled, here.at);
+                log.marker(PointId::random(), kind, String::new(), here);
             }
             self.last_position = Some(log.position());
         }

@@ -3,7 +3,7 @@
 //! waits for the network.
 
 use crate::coverage::Coverage;
-use crate::disks::ProtectedDisks;
+use crate::disks::{ProtectedDisks, Seen};
 use crate::error::AgentError;
 use crate::frame_log::{FrameLog, Ready, Terms};
 use crate::marks::{Here, MarkRequest, Marks};
@@ -12,9 +12,7 @@ use crate::reader::{READ_BYTES, Reader};
 use crate::snapshot::{SharedLink, SharedSnapshot, Snapshot, Unsealed};
 use crate::verify::{Hands, POINT_LABEL, Standing, Verify, VerifyRequest};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
-use redoubt_log::{
-    DiskIndex, DiskSet, GapReason, MachineId, PointId, PointKind, Sequence, WallTime,
-};
+use redoubt_log::{DiskSet, GapReason, MachineId, PointId, PointKind, Sequence, WallTime};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::Welcome;
 use redoubt_tracker::probe::{Attached, Capability};
@@ -107,6 +105,10 @@ pub(crate) struct Owner {
     sequences_used: Sequence,
     skipped_runs: u64,
     verify: Verify,
+    /// Those that were answered before this run.
+    skipped_before: u64,
+    /// Whether the order of events was proven when the tracker was attached.
+    order_proven: bool,
     pace: Pace,
 }
 
@@ -125,17 +127,21 @@ impl Owner {
     /// An owner of tracked disks, of which nothing is logged yet.
     pub fn new(parts: Parts) -> Result<Self, AgentError> {
         let Parts { mut source, machine, mut disks, commands, frames, shared, verify } = parts;
-        let mode = match source.capability() {
-            Capability::Data => CaptureMode::Data,
-            Capability::Bitmap(reason) => {
+        let (mode, order_proven) = match source.capability() {
+            Capability::Data => (CaptureMode::Data, true),
+            Capability::Order(reason) => {
                 tracing::warn!(%reason, "data is not captured: every write is read back");
-                CaptureMode::Metadata
+                (CaptureMode::Metadata, true)
+            }
+            Capability::Bitmap(reason) => {
+                tracing::error!(%reason, "the order of writes is not proven, and so is no point");
+                (CaptureMode::Metadata, false)
             }
         };
         quieten(&mut source)?;
         let skipped = skipped_runs(&source)?;
-        disks.look_for_skipped(source.adopted(), skipped)?;
-        let reader = Reader::new(disks.open_all()?)?;
+        let skipped_before = disks.look_for_skipped(source.adopted(), skipped)?;
+        let reader = Reader::new(disks.take_files())?;
         let now = Instant::now();
         Ok(Self {
             source,
@@ -160,6 +166,8 @@ impl Owner {
             sequences_used: Sequence(0),
             skipped_runs: skipped,
             verify,
+            skipped_before,
+            order_proven,
             pace: Pace::new(now),
         })
     }
@@ -246,10 +254,11 @@ impl Owner {
     fn advance(&mut self) -> Result<bool, AgentError> {
         let now = self.time();
         let log = self.log.as_mut().expect("only called with a log");
-        log.set_time(now);
+        // However long the last round took: what is drained now may have waited in the ring for it.
+        log.set_time(now.0, self.coverage.since().unwrap_or(now.1));
         self.seal_ready()?;
         self.acknowledge()?;
-        self.coverage.observe(self.source.produced(), now.0);
+        self.coverage.observe(self.source.produced(), now);
         let log = self.log.as_mut().expect("only called with a log");
         if log.backlog() >= BACKLOG_FRAMES {
             self.relieve()?;
@@ -329,38 +338,49 @@ impl Owner {
         self.marks.expire(now);
         let drained = self.tracking.drained();
         let wanted = self.verify.wants_point(drained, self.tracking.settled());
-        if wanted || self.marks.is_due(now) || now - self.rotated >= ROTATE_EVERY {
-            self.look_for_skipped_runs()?;
+        let rotates = now - self.rotated >= ROTATE_EVERY;
+        if !wanted && !self.marks.is_due(now) && !rotates {
+            return Ok(());
         }
+        let unchanged = self.look_at_counters()?;
         let settled = self.tracking.settled();
         let all = self.all_disks();
         let log = self.log.as_mut().expect("only called with a log");
-        if log.is_checked()
+        // What has risen since the ring was drained is answered by the next batch, before a point.
+        if unchanged
+            && log.is_checked()
             && let Some(at) = self.coverage.time()
         {
-            let here = Here { drained, at, settled, all };
+            let proven = self.order_proven;
+            let here = Here { drained, at, settled, all, proven };
             self.marks.take(log, &here, now);
             if self.verify.wants_point(drained, settled) {
                 let (point, kind) = (PointId::random(), PointKind::CrashConsistent);
-                let sequence = log.marker(point, kind, POINT_LABEL.to_owned(), settled, at);
+                let sequence = log.marker(point, kind, POINT_LABEL.to_owned(), &here);
                 self.marks.taken(sequence, now);
                 self.verify.point(point, sequence, &mut self.tracking);
             }
         }
-        if now - self.rotated >= ROTATE_EVERY {
+        if rotates {
             self.rotated = now;
             self.tracking.rotate(&mut self.source)?;
         }
         Ok(())
     }
 
+    /// Reads every counter of what was lost or missed, behind the drained position; whether all
+    /// stand where they stood.
+    ///
     /// The kernel skips a program that runs already on the same processor: whatever it would have
     /// seen is unknown, so everything is read again, and no point is taken before.
-    fn look_for_skipped_runs(&mut self) -> Result<(), AgentError> {
+    fn look_at_counters(&mut self) -> Result<bool, AgentError> {
+        self.disks.remember_unmarked(&self.tracking)?;
         let skipped = skipped_runs(&self.source)?;
-        let is_idle = self.overloaded || self.paused_by_operator;
-        if skipped == self.skipped_runs || is_idle {
-            return Ok(());
+        if skipped == self.skipped_runs {
+            return Ok(self.tracking.counters_stand(&self.source));
+        }
+        if self.overloaded || self.paused_by_operator {
+            return Ok(false);
         }
         tracing::warn!(skipped, before = self.skipped_runs, "the kernel has skipped the tracker");
         self.skipped_runs = skipped;
@@ -368,7 +388,8 @@ impl Owner {
         for index in self.tracking.indexes() {
             self.tracking.demand_whole(&mut self.source, index, GapReason::MissedEvents, log)?;
         }
-        self.disks.remember_skipped(skipped)
+        self.disks.remember_skipped(skipped)?;
+        Ok(false)
     }
 
     /// Hands frames to the sealer as long as it takes them.
@@ -448,16 +469,24 @@ impl Owner {
         if !self.pace.due(now, SNAPSHOT_EVERY) {
             return;
         }
-        let progress = |index: DiskIndex| self.tracking.progress(index);
-        let whole = self.log.is_some() && self.tracking.settled() == self.all_disks();
+        let settled = self.tracking.settled() == self.all_disks();
+        let whole = self.log.is_some() && self.disks.all_present() && settled;
         self.behind_since = if whole { None } else { self.behind_since.or(Some(now)) };
         let oldest = self.unacknowledged.oldest();
         let oldest = oldest.or(self.log.as_ref().and_then(FrameLog::oldest));
         let oldest = [oldest, self.behind_since].into_iter().flatten().min();
-        let bytes = |index| self.log.as_ref().map(|log| log.bytes_of(index)).unwrap_or_default();
-        let disks = self.disks.tell(progress, bytes, &self.source, &mut self.pace, now);
+        let seen = Seen {
+            source: &self.source,
+            tracking: &self.tracking,
+            log: self.log.as_ref(),
+            skipped: self.skipped_runs.saturating_sub(self.skipped_before),
+            order_proven: self.order_proven,
+        };
+        let disks = self.disks.tell(&seen, &self.pace, now);
         *self.shared.snapshot.lock() = Snapshot {
+            taken: now,
             oldest,
+            known: self.coverage.since().unwrap_or(now),
             logging: self.log.is_some(),
             by_operator: self.paused_by_operator,
             overloaded: self.overloaded,

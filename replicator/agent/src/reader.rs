@@ -99,7 +99,10 @@ impl Reader {
 
 fn uring(files: &[File], pool: &BufferPool) -> Result<Ring, redoubt_engine::ring::EngineError> {
     let mut ring = Ring::new(DEPTH)?;
-    ring.register_files(files)?;
+    // Where no disk is there, none is read.
+    if !files.is_empty() {
+        ring.register_files(files)?;
+    }
     ring.register_buffers(pool)?;
     Ok(ring)
 }

@@ -4,16 +4,26 @@
 use redoubt_control::status as shown;
 use redoubt_log::{DiskIndex, Name, Sequence};
 use redoubt_protocol::message as wire;
-use redoubt_tracker::DiskProgress;
+use redoubt_tracker::{CaptureMode, DiskProgress};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// How old a snapshot may be before nothing that it says of a disk is shown as good: its maker runs
+/// every few milliseconds, or something is wrong with it.
+const STALE_AFTER: Duration = Duration::from_secs(5);
 
 /// One disk.
 #[derive(Clone, Debug)]
 pub(crate) struct DiskSnapshot {
     pub index: DiskIndex,
     pub name: Name,
+    /// Why nobody protects it in this run.
+    pub absent: Option<String>,
+    /// Whether the order of its events was proven when the tracker was attached.
+    pub order_proven: bool,
+    /// Submissions and completions that were missed, and runs of the programs that were skipped.
+    pub misses: u64,
     pub progress: Option<DiskProgress>,
     pub was_whole: bool,
     pub why: String,
@@ -25,8 +35,12 @@ pub(crate) struct DiskSnapshot {
 /// The agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
-    /// When the oldest record was drained that is not acknowledged.
+    /// When it was made.
+    pub taken: Instant,
+    /// Nothing that is logged and not acknowledged was written before this.
     pub oldest: Option<Instant>,
+    /// Everything that was written before this is logged.
+    pub known: Instant,
     pub logging: bool,
     pub by_operator: bool,
     pub overloaded: bool,
@@ -41,8 +55,11 @@ pub(crate) struct SharedSnapshot(Arc<Mutex<Snapshot>>);
 impl SharedSnapshot {
     /// Nothing is known yet.
     pub fn new() -> Self {
+        let now = Instant::now();
         let nothing = Snapshot {
+            taken: now,
             oldest: None,
+            known: now,
             logging: false,
             by_operator: false,
             overloaded: false,
@@ -104,8 +121,8 @@ impl SharedLink {
     }
 }
 
-/// Frames sealed and not acknowledged: the last sequence of each, and when its first record was
-/// drained.
+/// Frames sealed and not acknowledged: the last sequence of each, and a time before which nothing
+/// in it was written.
 #[derive(Debug, Default)]
 pub(crate) struct Unsealed {
     frames: VecDeque<(Sequence, Instant)>,
@@ -126,7 +143,7 @@ impl Unsealed {
         }
     }
 
-    /// When the oldest record was drained that is not durable.
+    /// After which time all was written that is not durable.
     pub fn oldest(&self) -> Option<Instant> {
         self.frames.front().map(|(_, since)| *since)
     }
@@ -138,9 +155,11 @@ impl Unsealed {
 }
 
 impl Snapshot {
-    /// The agent's part of the RPO: the age of the oldest change that is not durable at the target.
+    /// The agent's part of the RPO: the age of the oldest change that may not be durable at the
+    /// target. What was written since the log was last known to be complete is not known to be.
     pub fn rpo(&self, now: Instant) -> Duration {
-        self.oldest.map_or(Duration::ZERO, |oldest| now.saturating_duration_since(oldest))
+        let since = self.oldest.map_or(self.known, |oldest| oldest.min(self.known));
+        now.saturating_duration_since(since)
     }
 
     /// What goes on with a disk, and why it does not simply stream.
@@ -148,11 +167,16 @@ impl Snapshot {
         &self,
         disk: &DiskSnapshot,
         link: &LinkState,
+        now: Instant,
     ) -> (wire::DiskState, Option<String>) {
         let settled = disk.progress.is_some_and(|progress| progress.settled);
         let behind =
             if disk.was_whole { wire::DiskState::CatchUp } else { wire::DiskState::InitialSync };
-        if self.by_operator {
+        if let Some(why) = &disk.absent {
+            (wire::DiskState::Paused, Some(why.clone()))
+        } else if now.saturating_duration_since(self.taken) > STALE_AFTER {
+            (wire::DiskState::Paused, Some("tracker-stalled".to_owned()))
+        } else if self.by_operator {
             (wire::DiskState::Paused, Some("by-operator".to_owned()))
         } else if !link.connected || !self.logging {
             let refused = link.hindrance.as_ref().map(|_| "target-refuses");
@@ -176,12 +200,12 @@ impl Snapshot {
             rpo_milliseconds: u64::try_from(milliseconds).unwrap_or(u64::MAX),
             sequence: self.sealed,
             acknowledged,
-            disks: self.disks.iter().map(|disk| self.report_of(disk, link)).collect(),
+            disks: self.disks.iter().map(|disk| self.report_of(disk, link, now)).collect(),
         }
     }
 
-    fn report_of(&self, disk: &DiskSnapshot, link: &LinkState) -> wire::DiskReport {
-        let (state, reason) = self.state_of(disk, link);
+    fn report_of(&self, disk: &DiskSnapshot, link: &LinkState, now: Instant) -> wire::DiskReport {
+        let (state, reason) = self.state_of(disk, link, now);
         let progress = disk.progress;
         wire::DiskReport {
             index: disk.index,
@@ -192,13 +216,13 @@ impl Snapshot {
             churn_bytes_per_second: disk.written_per_second,
             sent_bytes_per_second: disk.logged_per_second,
             tracker: wire::TrackerReport {
-                mode: if progress.is_some_and(|progress| progress.capturing) {
-                    wire::TrackerMode::Data
-                } else {
-                    wire::TrackerMode::Bitmap
+                mode: match progress.map_or(CaptureMode::Bitmap, |progress| progress.mode) {
+                    CaptureMode::Bitmap => wire::TrackerMode::Bitmap,
+                    CaptureMode::Metadata => wire::TrackerMode::Metadata,
+                    CaptureMode::Data => wire::TrackerMode::Data,
                 },
                 losses: progress.map_or(0, |progress| progress.lost),
-                misses: progress.map_or(0, |progress| progress.missed),
+                misses: disk.misses,
                 verdict: disk.verdict().as_str().to_owned(),
             },
         }
@@ -209,10 +233,11 @@ impl Snapshot {
         &self,
         link: &LinkState,
         position: Option<shown::PositionStatus>,
+        now: Instant,
     ) -> Vec<shown::DiskStatus> {
         let show = |disk: &DiskSnapshot| {
-            let (state, reason) = self.state_of(disk, link);
-            let report = self.report_of(disk, link);
+            let (state, reason) = self.state_of(disk, link, now);
+            let report = self.report_of(disk, link, now);
             shown::DiskStatus {
                 name: disk.name.clone(),
                 state: match state {
@@ -260,8 +285,128 @@ impl DiskSnapshot {
 
     fn verdict(&self) -> shown::TrackerVerdict {
         match self.progress {
+            _ if self.absent.is_some() || !self.order_proven => shown::TrackerVerdict::Unverified,
             Some(progress) if progress.settled => shown::TrackerVerdict::Proven,
             _ => shown::TrackerVerdict::Suspect,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(mode: CaptureMode, settled: bool) -> DiskProgress {
+        DiskProgress {
+            demand_bytes: 0,
+            reads: 0,
+            in_flight: 0,
+            settled,
+            mode,
+            lost: 2,
+            missed: 3,
+            unmarked: 1,
+            gap: None,
+        }
+    }
+
+    fn disk(mode: CaptureMode) -> DiskSnapshot {
+        DiskSnapshot {
+            index: DiskIndex(0),
+            name: "db".parse().unwrap(),
+            absent: None,
+            order_proven: true,
+            misses: 4,
+            progress: Some(progress(mode, true)),
+            was_whole: true,
+            why: String::new(),
+            written_per_second: 0,
+            logged_per_second: 0,
+            size: 1 << 20,
+        }
+    }
+
+    fn snapshot(taken: Instant, disks: Vec<DiskSnapshot>) -> Snapshot {
+        Snapshot {
+            taken,
+            oldest: None,
+            known: taken,
+            logging: true,
+            by_operator: false,
+            overloaded: false,
+            sealed: Sequence(1),
+            disks,
+        }
+    }
+
+    fn link() -> LinkState {
+        LinkState { connected: true, hindrance: None, ever: true }
+    }
+
+    #[test]
+    fn the_rpo_of_a_snapshot_that_nobody_renews_grows() {
+        let taken = Instant::now();
+        let mut idle = snapshot(taken, vec![disk(CaptureMode::Data)]);
+        assert_eq!(idle.rpo(taken), Duration::ZERO);
+        assert_eq!(idle.rpo(taken + Duration::from_secs(3)), Duration::from_secs(3));
+        // The ring was not drained for a while before.
+        idle.known = taken - Duration::from_secs(2);
+        assert_eq!(idle.rpo(taken), Duration::from_secs(2));
+        idle.oldest = Some(taken - Duration::from_secs(9));
+        let report = idle.report(Sequence(1), &link(), taken + Duration::from_secs(1));
+        assert_eq!(report.rpo_milliseconds, 10_000);
+    }
+
+    #[test]
+    fn a_snapshot_that_nobody_renews_shows_no_disk_as_good() {
+        let taken = Instant::now();
+        let snapshot = snapshot(taken, vec![disk(CaptureMode::Data)]);
+        let state = |after| snapshot.state_of(&snapshot.disks[0], &link(), taken + after);
+        assert_eq!(state(STALE_AFTER), (wire::DiskState::Streaming, None));
+        let stalled = (wire::DiskState::Paused, Some("tracker-stalled".to_owned()));
+        assert_eq!(state(STALE_AFTER + Duration::from_millis(1)), stalled);
+    }
+
+    #[test]
+    fn the_mode_is_what_the_capture_does() {
+        let taken = Instant::now();
+        for (mode, wire, shown) in [
+            (CaptureMode::Bitmap, wire::TrackerMode::Bitmap, "bitmap"),
+            (CaptureMode::Metadata, wire::TrackerMode::Metadata, "metadata"),
+            (CaptureMode::Data, wire::TrackerMode::Data, "data"),
+        ] {
+            let snapshot = snapshot(taken, vec![disk(mode)]);
+            let tracker = &snapshot.report(Sequence(1), &link(), taken).disks[0].tracker;
+            assert_eq!((tracker.mode, tracker.losses, tracker.misses), (wire, 2, 4));
+            let status = snapshot.shown(&link(), None, taken).remove(0).tracker.unwrap();
+            assert_eq!((status.mode.as_str(), status.misses), (shown, 4));
+        }
+    }
+
+    #[test]
+    fn what_is_not_proven_is_not_called_so() {
+        assert_eq!(disk(CaptureMode::Data).verdict(), shown::TrackerVerdict::Proven);
+        let unsettled = Some(progress(CaptureMode::Data, false));
+        let unsettled = DiskSnapshot { progress: unsettled, ..disk(CaptureMode::Data) };
+        assert_eq!(unsettled.verdict(), shown::TrackerVerdict::Suspect);
+        let unordered = DiskSnapshot { order_proven: false, ..disk(CaptureMode::Metadata) };
+        assert_eq!(unordered.verdict(), shown::TrackerVerdict::Unverified);
+    }
+
+    #[test]
+    fn an_absent_disk_is_paused_whatever_else_goes_on() {
+        let taken = Instant::now();
+        let why = "device-missing: /dev/sdz".to_owned();
+        let absent =
+            DiskSnapshot { absent: Some(why.clone()), progress: None, ..disk(CaptureMode::Data) };
+        let snapshot = snapshot(taken, vec![disk(CaptureMode::Data), absent]);
+        let status = snapshot.shown(&link(), None, taken);
+        assert_eq!(status[0].state, shown::DiskState::Streaming);
+        assert_eq!(
+            (status[1].state, status[1].reason.as_ref()),
+            (shown::DiskState::Paused, Some(&why))
+        );
+        assert_eq!(status[1].bytes_remaining, 1 << 20);
+        assert_eq!(status[1].tracker.unwrap().verdict, shown::TrackerVerdict::Unverified);
     }
 }

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 
 const FILE: &str = "state.json";
 
-/// The version of the file that this build writes; a newer one is refused.
-const VERSION: u32 = 1;
+/// The version of the file that this build writes; a newer one is refused. Version 1: the first.
+/// Version 2: what a disk was asked for as, and how many unmarked completions were answered.
+const VERSION: u32 = 2;
 
 /// Everything that is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,11 +44,18 @@ pub(crate) struct ProtectedDisk {
     pub index: DiskIndex,
     pub name: Name,
     pub device: PathBuf,
+    /// The name it was last asked for by, where that is another: when the device is gone, nobody
+    /// else knows that both were one.
+    #[serde(default)]
+    pub asked: Option<PathBuf>,
     pub size: u64,
     pub logical_block_bytes: u32,
     /// The log for which all of it that changed is marked, without a break since that log began to
     /// tell of it.
     pub tracked: Option<Generation>,
+    /// Unmarked completions, by the kernel's counter, that were answered.
+    #[serde(default)]
+    pub unmarked: u64,
 }
 
 impl State {
@@ -64,7 +72,7 @@ impl State {
             if version > VERSION { Ok(Err(version)) } else { serde_json::from_str(&text).map(Ok) }
         });
         match parsed {
-            Ok(Ok(state)) => Ok(state),
+            Ok(Ok(state)) => Ok(Self { version: VERSION, ..state }),
             Ok(Err(version)) => Err(AgentError::StateVersion { path, version }),
             Err(source) => Err(AgentError::StateContent { path, source }),
         }

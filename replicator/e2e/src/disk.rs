@@ -1,17 +1,22 @@
 //! Loop disks and filesystems on them, gone again with their owner, also when it panics or is
 //! killed. It must never touch a device that it has not made.
 
-use crate::command::{run, wait_until};
+use crate::command::{run, text, wait_until};
 use anyhow::{Context, Result};
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use std::fs::{File, OpenOptions};
+use std::io::{Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 /// Unmounting waits for writers that were told to stop.
 const UNMOUNT_WITHIN: Duration = Duration::from_secs(20);
+
+/// The kernel closes what a process had registered with io_uring some time after its end.
+const DETACHED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Takes the calling thread, and what it starts from now on, into mounts of their own: they end
 /// with it.
@@ -61,6 +66,36 @@ impl LoopDisk {
         Ok(Self { device, _held: held })
     }
 
+    /// Lets the device go, and waits until it holds nothing: others may have it open for a while.
+    pub fn detach(self) -> Result<()> {
+        let name = self.device.file_name().context("a device has a name")?;
+        let size = Path::new("/sys/block").join(name).join("size");
+        drop(self);
+        wait_until("the end of a loop device", DETACHED_WITHIN, || {
+            Ok((std::fs::read_to_string(&size)?.trim() == "0").then_some(()))
+        })
+    }
+
+    /// Splits the disk into partitions of these sizes, in MiB, one behind the other from 1 MiB on.
+    pub fn partition(&self, mebibytes: &[u64]) -> Result<Partitions<'_>> {
+        let mut table = "label: gpt\n".to_owned();
+        let mut start = 1;
+        for size in mebibytes {
+            table.push_str(&format!("start={start}MiB, size={size}MiB\n"));
+            start += size;
+        }
+        let mut script = tempfile::tempfile()?;
+        script.write_all(table.as_bytes())?;
+        script.rewind()?;
+        let mut write = Command::new("sfdisk");
+        write.args(["--quiet", "--no-reread", "--no-tell-kernel"]).arg(&self.device).stdin(script);
+        let written = write.output().context("cannot run sfdisk")?;
+        anyhow::ensure!(written.status.success(), "{}", text(&written.stderr));
+        // The kernel reads no tables by itself where it has no code for them.
+        run("partx", &["--add".as_ref(), self.device.as_os_str()])?;
+        Ok(Partitions { disk: self })
+    }
+
     /// Empties the kernel's cache of the device, so that the next reader sees what is on it.
     pub fn flush(&self) -> Result<()> {
         run("blockdev", &["--flushbufs".as_ref(), self.device.as_os_str()]).map(drop)
@@ -71,6 +106,28 @@ impl LoopDisk {
         let file = OpenOptions::new().write(true).open(&self.device)?;
         file.write_all_at(bytes, offset)?;
         Ok(file.sync_all()?)
+    }
+}
+
+/// The partitions of a disk, taken from the kernel with their owner: a loop device would keep them
+/// for whoever uses it next.
+pub struct Partitions<'a> {
+    disk: &'a LoopDisk,
+}
+
+impl Partitions<'_> {
+    /// The device of the nth, from 1.
+    pub fn device(&self, number: usize) -> PathBuf {
+        format!("{}p{number}", self.disk.device.display()).into()
+    }
+}
+
+impl Drop for Partitions<'_> {
+    fn drop(&mut self) {
+        let removed = run("partx", &["--delete".as_ref(), self.disk.device.as_os_str()]);
+        if let Err(error) = removed {
+            eprintln!("partitions are left behind: {error:#}");
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod command;
 pub mod commits;
 pub mod disk;
 pub mod load;
+pub mod memory;
 pub mod noise;
 pub mod oracle;
 pub mod report;

@@ -19,6 +19,10 @@ pub struct DiskStatus {
     pub bytes_remaining: u64,
     /// Records that the ring had no room for.
     pub losses: u64,
+    /// Submissions and completions that the tracker did not see.
+    pub misses: u64,
+    /// What the capture does: `bitmap`, `metadata` or `data`.
+    pub mode: String,
     /// Where its replica stands, at the target only.
     pub replica_path: Option<PathBuf>,
 }
@@ -88,6 +92,8 @@ fn disk(value: &Value) -> Result<DiskStatus> {
         reason: value["reason"].as_str().unwrap_or_default().to_owned(),
         bytes_remaining: value["bytes_remaining"].as_u64().context("no bytes_remaining")?,
         losses: value["tracker"]["losses"].as_u64().unwrap_or_default(),
+        misses: value["tracker"]["misses"].as_u64().unwrap_or_default(),
+        mode: value["tracker"]["mode"].as_str().unwrap_or_default().to_owned(),
         replica_path: value["replica_path"].as_str().map(PathBuf::from),
     })
 }

@@ -90,11 +90,16 @@ impl Site {
             fs::create_dir(site.root.join(directory))?;
         }
         site.start_role(Role::Target)?;
-        let token = finish(site.command(Role::Target).args(["invite", "--data"]).arg(site.data()))?;
-        let token = token.lines().last().context("invite printed no token")?;
-        fs::write(site.root.join("token"), token)?;
+        fs::write(site.root.join("token"), site.invite(&[])?)?;
         site.start_role(Role::Agent)?;
         Ok(site)
+    }
+
+    /// The token of an invitation.
+    pub fn invite(&self, options: &[&str]) -> Result<String> {
+        let mut command = self.command(Role::Target);
+        let printed = finish(command.args(["invite", "--data"]).arg(self.data()).args(options))?;
+        Ok(printed.lines().last().context("invite printed no token")?.to_owned())
     }
 
     /// The target's data directory.
@@ -175,22 +180,43 @@ impl Site {
 
     /// The disks, as the target reports them.
     pub fn status(&self) -> Result<Vec<DiskStatus>> {
-        report::disks(&finish(self.command(Role::Target).args(["status", "--json"]))?)
+        self.status_of(Role::Target)
+    }
+
+    /// The disks, as one of the roles reports them.
+    pub fn status_of(&self, role: Role) -> Result<Vec<DiskStatus>> {
+        report::disks(&finish(self.command(role).args(["status", "--json"]))?)
+    }
+
+    /// Waits until the target reports the disks as they shall be.
+    pub fn wait_for_status(
+        &mut self,
+        what: &str,
+        at_most: Duration,
+        is_it: impl Fn(&[DiskStatus]) -> bool,
+    ) -> Result<()> {
+        let mut last = String::new();
+        let waited = wait_until(what, at_most, || {
+            self.fail_if_ended(Role::Agent)?;
+            self.fail_if_ended(Role::Target)?;
+            let disks = self.status()?;
+            last = format!("{disks:?}");
+            Ok(is_it(&disks).then_some(()))
+        });
+        waited.with_context(|| format!("last seen: {last}"))
+    }
+
+    /// What a role has logged so far.
+    pub fn log_of(&self, role: Role) -> Result<String> {
+        Ok(text(&fs::read(self.log(role))?))
     }
 
     /// Waits until every disk streams: what initial sync or catch-up had to bring is there.
     pub fn wait_for_streaming(&mut self, at_most: Duration) -> Result<()> {
         let expected = self.disks.len();
-        let mut last = String::new();
-        let waited = wait_until("streaming of every disk", at_most, || {
-            self.fail_if_ended(Role::Agent)?;
-            self.fail_if_ended(Role::Target)?;
-            let disks = self.status()?;
-            let streaming = disks.iter().filter(|disk| disk.state == "streaming").count();
-            last = format!("{disks:?}");
-            Ok((streaming == expected && disks.len() == expected).then_some(()))
-        });
-        waited.with_context(|| format!("last seen: {last}"))
+        self.wait_for_status("streaming of every disk", at_most, |disks| {
+            disks.len() == expected && disks.iter().all(|disk| disk.state == "streaming")
+        })
     }
 
     /// A recovery point of everything written before the call; its id.

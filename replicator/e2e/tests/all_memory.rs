@@ -1,33 +1,15 @@
 //! Memory is a budget: both roles stay within theirs over ten minutes at 50 MB/s.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use redoubt_e2e::disk::{LoopDisk, keep_mounts_private, scratch};
 use redoubt_e2e::load::RandomWrites;
+use redoubt_e2e::memory::{AGENT_BYTES_MAX, resident_bytes};
 use redoubt_e2e::site::{Plan, Role, Site};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
-const AGENT_BYTES_MAX: u64 = 96 * MIB;
 const TARGET_BYTES_MAX: u64 = 256 * MIB;
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Resident bytes of a process without the BPF maps, which the kernel holds whether they are mapped
-/// or not.
-fn resident_bytes(process: u32) -> Result<u64> {
-    let map = std::fs::read_to_string(format!("/proc/{process}/smaps"))?;
-    let (mut bytes, mut is_counted) = (0, true);
-    for line in map.lines() {
-        let mut words = line.split_whitespace();
-        let first = words.next().unwrap_or_default();
-        if first == "Rss:" && is_counted {
-            let kibibytes: u64 = words.next().context("Rss without a number")?.parse()?;
-            bytes += kibibytes * 1024;
-        } else if !first.ends_with(':') {
-            is_counted = !line.contains("bpf-map") && !line.contains("bpf_ringbuf");
-        }
-    }
-    Ok(bytes)
-}
 
 #[test]
 fn ten_minutes_at_fifty_megabytes_a_second_stay_within_memory() -> Result<()> {

@@ -76,6 +76,9 @@ pub enum Record {
         label: String,
         /// The disks that it is good for.
         disks: DiskSet,
+        /// Whether the tracker could prove that nothing of them was missed: its counters, read
+        /// behind this position, had not risen, and its order was proven when it was attached.
+        proven: bool,
     },
     /// From here on the log tells of this disk.
     DiskAdded {
@@ -157,6 +160,8 @@ pub enum GapReason {
     TargetBehind,
     /// The operator paused replication.
     Paused,
+    /// The device is not there, or is not what it was: nobody watches it.
+    DeviceMissing,
 }
 
 impl fmt::Display for GapReason {
@@ -172,6 +177,7 @@ impl fmt::Display for GapReason {
             Self::FirstSync => "first-sync",
             Self::TargetBehind => "target-behind",
             Self::Paused => "paused",
+            Self::DeviceMissing => "device-missing",
         })
     }
 }

@@ -48,26 +48,23 @@ enum Seen {
     Completed { range: ByteRange, failed: bool },
 }
 
-/// Proves what the programs do, with each of the bases until one is right; leaves the right ones
-/// set, or none.
+/// What a trial must show beside marks and order.
+#[derive(Clone, Copy)]
+enum Trial {
+    /// Nothing.
+    Order,
+    /// The bytes made from this seed.
+    Data(u8),
+}
+
+/// Proves what the programs do: marks and order, then data, with each of the bases until one is
+/// right; leaves the right ones set, or none.
 pub(crate) fn prove(attached: &mut Attached, bases: &[Bases]) -> Result<Capability, ProbeError> {
     let scratch = Scratch::create().map_err(|source| ProbeError::Scratch { source })?;
     let device = BlockDevice::resolve(&scratch.path)
         .map_err(|error| ProbeError::Scratch { source: io::Error::other(error) })?;
     attached.add_disk(SLOT, &device.identity())?;
-    attached.set_mode(SLOT, CaptureMode::Data)?;
-    let mut verdict = Capability::Bitmap("no place of the kernel's pages is known".to_owned());
-    for (trial, candidate) in bases.iter().enumerate() {
-        attached.set_bases(Some(*candidate));
-        let seed = u8::try_from(trial).unwrap_or(u8::MAX);
-        match trial_run(attached, &scratch, seed)? {
-            Ok(()) => {
-                verdict = Capability::Data;
-                break;
-            }
-            Err(reason) => verdict = Capability::Bitmap(reason),
-        }
-    }
+    let verdict = try_all(attached, &scratch, bases)?;
     if verdict != Capability::Data {
         attached.set_bases(None);
     }
@@ -75,16 +72,39 @@ pub(crate) fn prove(attached: &mut Attached, bases: &[Bases]) -> Result<Capabili
     Ok(verdict)
 }
 
+fn try_all(
+    attached: &mut Attached,
+    scratch: &Scratch,
+    bases: &[Bases],
+) -> Result<Capability, ProbeError> {
+    attached.set_mode(SLOT, CaptureMode::Metadata)?;
+    if let Err(reason) = trial_run(attached, scratch, Trial::Order)? {
+        return Ok(Capability::Bitmap(reason));
+    }
+    attached.set_mode(SLOT, CaptureMode::Data)?;
+    let mut failed = "no place of the kernel's pages is known".to_owned();
+    for (number, candidate) in bases.iter().enumerate() {
+        attached.set_bases(Some(*candidate));
+        let seed = u8::try_from(number).unwrap_or(u8::MAX);
+        match trial_run(attached, scratch, Trial::Data(seed))? {
+            Ok(()) => return Ok(Capability::Data),
+            Err(reason) => failed = reason,
+        }
+    }
+    Ok(Capability::Order(failed))
+}
+
 /// Writes everything and compares what came back; the inner error is the reason why it is not the
 /// same.
 fn trial_run(
     attached: &mut Attached,
     scratch: &Scratch,
-    seed: u8,
+    trial: Trial,
 ) -> Result<Result<(), String>, ProbeError> {
     // Losses of an earlier trial would show as this one's.
     let lost = attached.lost(SLOT);
     let steps = steps_for(attached.ring_bytes());
+    let seed = if let Trial::Data(seed) = trial { seed } else { u8::MAX };
     for (number, (range, operation)) in steps.into_iter().enumerate() {
         let done = match operation {
             Operation::Write => scratch.write(range, &pattern(number, range, seed)),
@@ -104,7 +124,7 @@ fn trial_run(
     if attached.lost(SLOT) != lost {
         return Ok(Err("events of the proof found no room in the ring".to_owned()));
     }
-    Ok(compare(&steps, &seen, seed))
+    Ok(compare(&steps, &seen, trial))
 }
 
 fn keep(event: Event<'_>) -> Option<Seen> {
@@ -120,7 +140,7 @@ fn keep(event: Event<'_>) -> Option<Seen> {
 }
 
 /// Each step must be submitted as a whole and end as a whole before the next one begins.
-fn compare(steps: &[(ByteRange, Operation)], seen: &[Seen], seed: u8) -> Result<(), String> {
+fn compare(steps: &[(ByteRange, Operation)], seen: &[Seen], trial: Trial) -> Result<(), String> {
     let mut events = seen.iter();
     for (number, (step, operation)) in steps.iter().copied().enumerate() {
         let length = step.length;
@@ -131,8 +151,13 @@ fn compare(steps: &[(ByteRange, Operation)], seen: &[Seen], seed: u8) -> Result<
                     if *found != operation || !step.contains(range) {
                         return Err(format!("write {number} of the proof came out of order"));
                     }
-                    let is_write = operation == Operation::Write;
-                    if is_write && data.as_deref() != Some(&pattern(number, *range, seed)) {
+                    let expected = match trial {
+                        Trial::Data(seed) if operation == Operation::Write => {
+                            Some(pattern(number, *range, seed))
+                        }
+                        _ => None,
+                    };
+                    if *data != expected {
                         return Err(format!("write {number} of the proof came with other bytes"));
                     }
                     submitted += range.length;

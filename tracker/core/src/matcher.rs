@@ -8,8 +8,8 @@ use redoubt_log::{ByteRange, RangeMap, RangeSet};
 use std::collections::{BTreeSet, HashMap};
 
 /// One submission among all of a disk: bio keys are used again, these are not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct SubmissionNumber(u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SubmissionNumber(u64);
 
 #[derive(Debug)]
 struct InFlight {
@@ -171,6 +171,16 @@ impl Matcher {
                     self.writes.get(&bio).is_none_or(|write| write.number != number)
                 }
             })
+    }
+
+    /// The newest submission.
+    pub fn newest(&self) -> SubmissionNumber {
+        SubmissionNumber(self.submissions)
+    }
+
+    /// *Quiet*: whether no submission up to this one is in flight any more.
+    pub fn is_quiet(&self, up_to: SubmissionNumber) -> bool {
+        self.writes.values().all(|write| write.number > up_to)
     }
 
     /// Forgets all: after a loss nothing of it can be believed.

@@ -55,6 +55,8 @@ impl Default for ProbeOptions {
 pub enum Capability {
     /// Marks, order and data.
     Data,
+    /// Marks and order, but no data, for this reason.
+    Order(String),
     /// Marks only, for this reason.
     Bitmap(String),
 }
@@ -226,7 +228,11 @@ impl Probe {
         let bases = Opened::open(&mut storage, options)?.load()?.attach(pins)?;
         let mut attached = Attached::open(pins)?;
         attached.capability = canary::prove(&mut attached, &bases)?;
-        let proven = u32::from(attached.capability == Capability::Data);
+        let proven = match attached.capability {
+            Capability::Data => numbers::PROVEN_DATA,
+            Capability::Order(_) => numbers::PROVEN_ORDER,
+            Capability::Bitmap(_) => 0,
+        };
         attached.setting(offset_of!(Settings, proven)).store(proven, Ordering::Release);
         attached.setting(offset_of!(Settings, complete)).store(1, Ordering::Release);
         Ok(attached)
@@ -300,9 +306,13 @@ impl Attached {
             return Err(unfit("its attach was interrupted"));
         }
         attached.adopted = true;
-        if attached.setting(offset_of!(Settings, proven)).load(Ordering::Relaxed) != 0 {
-            attached.capability = Capability::Data;
-        }
+        let not_proven = || "the proof at attach did not succeed".to_owned();
+        attached.capability =
+            match attached.setting(offset_of!(Settings, proven)).load(Ordering::Relaxed) {
+                numbers::PROVEN_DATA => Capability::Data,
+                numbers::PROVEN_ORDER => Capability::Order(not_proven()),
+                _ => Capability::Bitmap(not_proven()),
+            };
         attached.adopt_disks()?;
         Ok(attached)
     }
@@ -332,7 +342,7 @@ impl Attached {
             pins: pins.clone(),
             adopted: false,
             refused: None,
-            capability: Capability::Bitmap("the proof at attach did not succeed".to_owned()),
+            capability: Capability::Bitmap("nothing is proven yet".to_owned()),
             programs,
             active: open("active")?,
             arrays: open("arrays")?,
@@ -380,6 +390,10 @@ impl ChangeSource for Attached {
 
     fn lost(&self, disk: DiskIndex) -> u64 {
         self.slots.counters(disk).lost
+    }
+
+    fn unmarked(&self, disk: DiskIndex) -> u64 {
+        self.slots.counters(disk).unmarked
     }
 
     fn set_mode(&mut self, disk: DiskIndex, mode: CaptureMode) -> Result<(), ProbeError> {

@@ -54,6 +54,8 @@ pub(crate) enum Rule {
     GapVoidsChecks,
     /// A difference is no finding where a write ends, before it is told, that nobody saw begin.
     UnknownEndDoubts,
+    /// A write for which the log has no room counts as one without data.
+    NoRoomIsUncaptured,
 }
 
 /// Whether a rule is followed.

@@ -22,6 +22,9 @@ pub trait LogSink {
     fn gap(&mut self, disk: DiskIndex, reason: GapReason);
     /// The log has the whole content of this disk from here on.
     fn consistent(&mut self, disk: DiskIndex);
+    /// Whether a write of this many bytes may still be kept. Where not, it is read back later, as
+    /// one without data: memory is bounded, the disk is not.
+    fn has_room(&self, bytes: u64) -> bool;
     /// The newest record's sequence.
     fn position(&self) -> Sequence;
 }

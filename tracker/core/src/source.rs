@@ -109,6 +109,9 @@ pub trait ChangeSource {
     fn forget_partial(&mut self, disk: DiskIndex);
     /// Events of this disk that found no room, ever.
     fn lost(&self, disk: DiskIndex) -> u64;
+    /// Completions of this disk that found a granule of theirs unmarked, ever: their submission
+    /// was missed. Rises only once they have marked it themselves.
+    fn unmarked(&self, disk: DiskIndex) -> u64;
     /// Changes what capture pays for; returns when no running program uses the old mode any more.
     fn set_mode(&mut self, disk: DiskIndex, mode: CaptureMode) -> Result<(), Self::Error>;
     /// Swaps the arrays; returns when nobody marks the old one any more. The spare must be clear.

@@ -10,8 +10,8 @@ pub const FRAME_HEADER_SIZE: usize = 144;
 
 const MAGIC: [u8; 4] = *b"RDFR";
 
-/// Version 1: the first.
-const VERSION: u16 = 1;
+/// Version 1: the first. Version 2: a marker says whether it is proven.
+const VERSION: u16 = 2;
 
 /// No record takes fewer bytes in a table: its kind and its disk or time.
 const RECORD_BYTES_LEAST: u32 = 2;

@@ -59,6 +59,7 @@ fn marker() -> Record {
         at: WallTime(5),
         label: "x".to_owned(),
         disks: DiskSet(1),
+        proven: true,
     }
 }
 
@@ -110,13 +111,13 @@ proptest! {
 fn the_bytes_of_a_frame_are_frozen() {
     let raw = sealed(&[write(4096, (0..24).collect()), (marker(), Vec::new())], 7);
     let golden = "\
-        5244465201000300111111111111111111111111111111112222222222222222\
+        5244465202000300111111111111111111111111111111112222222222222222\
         2222222222222222030000000000000004000000000000000700000000000000\
         080000000000000006000000000000000100000000000000e803000000000000\
-        d00700000000000018000000180000001c00000002000000";
+        d00700000000000018000000180000001d00000002000000";
     assert_eq!(hex(&raw.bytes()[..120]), golden);
     let golden = "\
-        0000fb001018043333333333333333333333333333333300050178010001020304\
+        0000fb00101804333333333333333333333333333333330005017801010001020304\
         05060708090a0b0c0d0e0f1011121314151617";
     assert_eq!(hex(&raw.bytes()[144..]), golden);
     assert_eq!(hex(&raw.bytes()[120..144]), GOLDEN_SEAL);
@@ -126,7 +127,7 @@ fn the_bytes_of_a_frame_are_frozen() {
 }
 
 /// Codec, CRC32C and MAC of the frame above, under [`key`].
-const GOLDEN_SEAL: &str = "000000002e58207301d4272ba2ad929527d0674532a9ed0f";
+const GOLDEN_SEAL: &str = "00000000aa4e7c9f4711878b742a7bca6f9e93f32f8592c9";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -190,8 +191,8 @@ fn hostile_headers_are_refused_before_anything_is_allocated() {
         assert!(matches!(error, FrameError::Header { .. }), "at {at}: {error}");
     }
     assert_eq!(FrameHeader::parse(&forged(&frame, 0, b"X")), Err(FrameError::Magic));
-    let newer = FrameHeader::parse(&forged(&frame, 4, &[2]));
-    assert_eq!(newer, Err(FrameError::Version { version: 2 }));
+    let newer = FrameHeader::parse(&forged(&frame, 4, &[3]));
+    assert_eq!(newer, Err(FrameError::Version { version: 3 }));
 }
 
 #[test]

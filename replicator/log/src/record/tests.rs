@@ -34,18 +34,19 @@ pub(crate) fn any_marker() -> impl Strategy<Value = Record> {
     let kind =
         prop_oneof![Just(PointKind::CrashConsistent), Just(PointKind::ApplicationConsistent)];
     let label = "[^\\p{Cc}]{0,60}";
-    (any::<[u8; 16]>(), kind, any::<u64>(), label, any::<u64>()).prop_map(
-        |(point, kind, at, label, disks)| Record::Marker {
+    (any::<[u8; 16]>(), kind, any::<u64>(), label, any::<u64>(), any::<bool>()).prop_map(
+        |(point, kind, at, label, disks, proven)| Record::Marker {
             point: PointId(point),
             kind,
             at: WallTime(at),
             label,
             disks: DiskSet(disks),
+            proven,
         },
     )
 }
 
-const REASONS: [(GapReason, &str); 10] = [
+const REASONS: [(GapReason, &str); 11] = [
     (GapReason::RingOverflow, "ring-overflow"),
     (GapReason::AgentRestarted, "agent-restarted"),
     (GapReason::Reboot, "reboot"),
@@ -56,6 +57,7 @@ const REASONS: [(GapReason, &str); 10] = [
     (GapReason::FirstSync, "first-sync"),
     (GapReason::TargetBehind, "target-behind"),
     (GapReason::Paused, "paused"),
+    (GapReason::DeviceMissing, "device-missing"),
 ];
 
 fn any_reason() -> impl Strategy<Value = GapReason> {
@@ -114,8 +116,9 @@ fn numbers_on_the_wire_are_frozen() {
                 at: WallTime(7),
                 label: "ab".to_owned(),
                 disks: DiskSet(3),
+                proven: true,
             },
-            &[4, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 1, 7, 2, b'a', b'b', 3],
+            &[4, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 1, 7, 2, b'a', b'b', 3, 1],
         ),
         (
             Record::DiskAdded { disk, name: "sda".to_owned(), size: 250, logical_block_size: 512 },
@@ -148,6 +151,7 @@ fn broken_limits_are_refused_in_words() {
         at: WallTime(0),
         label,
         disks: DiskSet(1),
+        proven: true,
     };
     let added = |name: &str, logical_block_size| Record::DiskAdded {
         disk,

@@ -42,7 +42,7 @@ fn summary(point: &Point) -> PointSummary {
         sequence: point.sequence,
         disks: point.disks,
         complete: point.complete,
-        proven: true,
+        proven: point.proven,
     }
 }
 

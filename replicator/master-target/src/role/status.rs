@@ -138,7 +138,7 @@ pub(super) fn points_of(machine: &Protected) -> Vec<PointStatus> {
             .map(|disk| name_of(&disk.name))
             .collect(),
         complete: point.complete,
-        proven: true,
+        proven: point.proven,
     };
     machine.store.points().into_iter().map(show).collect()
 }

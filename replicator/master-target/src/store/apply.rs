@@ -239,7 +239,7 @@ impl Interval {
 
     /// The recovery point at the end, where a marker stands there and a disk is consistent.
     fn point(&self, manifest: &Manifest) -> Option<Point> {
-        let Some(Record::Marker { point, kind, at, label, disks }) = &self.marker else {
+        let Some(Record::Marker { point, kind, at, label, disks, proven }) = &self.marker else {
             return None;
         };
         let good = DiskSet(disks.0 & self.consistency.disks().0);
@@ -251,6 +251,7 @@ impl Interval {
             sequence: self.to,
             disks: good,
             complete: manifest.disks.iter().all(|disk| good.contains(disk.index)),
+            proven: *proven,
         })
     }
 }

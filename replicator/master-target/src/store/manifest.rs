@@ -3,7 +3,7 @@
 //! does not know is refused, not guessed.
 //!
 //! ```text
-//! redoubt-manifest 1 <crc32c of the body, 8 hex digits>\n
+//! redoubt-manifest 2 <crc32c of the body, 8 hex digits>\n
 //! <body: JSON>
 //! ```
 
@@ -16,8 +16,9 @@ use redoubt_log::{
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// The version that this program writes, and the newest that it reads.
-pub const VERSION: u32 = 1;
+/// The version that this program writes, and the newest that it reads. Version 1: the first.
+/// Version 2: a point says whether it is proven; one of version 1 is not.
+pub const VERSION: u32 = 2;
 
 const WORD: &str = "redoubt-manifest";
 
@@ -119,6 +120,9 @@ pub struct Point {
     pub disks: DiskSet,
     /// Whether those were all disks of the machine.
     pub complete: bool,
+    /// Whether the tracker could prove that nothing of them was missed.
+    #[serde(default)]
+    pub proven: bool,
 }
 
 impl Manifest {
@@ -256,6 +260,7 @@ mod tests {
             sequence: Sequence(9),
             disks,
             complete: true,
+            proven: true,
         });
         manifest
     }
@@ -285,9 +290,17 @@ mod tests {
     #[test]
     fn a_newer_version_is_refused_by_name() {
         let text = String::from_utf8(example().encode()).unwrap();
-        let newer = text.replacen("redoubt-manifest 1 ", "redoubt-manifest 2 ", 1);
+        let newer = text.replacen("redoubt-manifest 2 ", "redoubt-manifest 3 ", 1);
         let error = decode(newer.as_bytes()).unwrap_err();
-        assert!(matches!(error, StoreError::NewerVersion { version: 2, known: 1, .. }), "{error}");
+        assert!(matches!(error, StoreError::NewerVersion { version: 3, known: 2, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_point_that_does_not_say_is_not_proven() {
+        let mut first: serde_json::Value = serde_json::to_value(example()).unwrap();
+        first["points"][0].as_object_mut().unwrap().remove("proven");
+        let read: Manifest = serde_json::from_value(first).unwrap();
+        assert!(!read.points[0].proven && example().points[0].proven);
     }
 
     #[test]

@@ -45,8 +45,8 @@ pub struct PinnedDisk {
 pub struct DiskCounters {
     /// Events that found no room in the ring.
     pub lost: u64,
-    /// Completions whose range nobody had marked: a submission was missed, or was made before the
-    /// disk was added.
+    /// Completions that found a granule of theirs unmarked: a submission was missed, or was made
+    /// before the disk was added.
     pub unmarked: u64,
     /// Submissions of which a page could not be copied.
     pub unreadable: u64,

@@ -8,8 +8,8 @@ use crate::bitmap::Bitmap;
 use crate::geometry::Granule;
 use crate::matcher::{Matcher, Settle};
 use crate::rules::{Rule, holds};
-use crate::source::{Array, BioKey, ChangeSource};
-use redoubt_log::{ByteRange, DiskIndex, GapReason};
+use crate::source::{Array, BioKey, CaptureMode, ChangeSource, RingPosition};
+use redoubt_log::{ByteRange, DiskIndex, GapReason, Sequence};
 
 /// The tracker's state of one disk.
 #[derive(Debug)]
@@ -28,13 +28,17 @@ pub(super) struct Disk {
     pub cursor: Granule,
     missed: u64,
     answered: u64,
+    seen_unmarked: u64,
+    /// Submissions that were missed, since this run took the disk in.
+    unmarked: u64,
     consistent: bool,
     gap: Option<GapReason>,
 }
 
 impl Disk {
-    /// A disk with an empty `D`. Marks in the spare array are an epoch that nobody has dropped.
-    pub fn new<S: ChangeSource>(index: DiskIndex, size: u64, source: &S) -> Self {
+    /// A disk with an empty `D`. Marks in the spare array are an epoch that nobody has dropped. Of
+    /// its unmarked completions, so many were answered by an earlier run.
+    pub fn new<S: ChangeSource>(index: DiskIndex, size: u64, answered: u64, source: &S) -> Self {
         let mut epoch = Epoch::default();
         let mut marked = false;
         source.marks(index, Array::Spare, &mut |_| marked = true);
@@ -54,6 +58,8 @@ impl Disk {
             cursor: Granule(0),
             missed: 0,
             answered: 0,
+            seen_unmarked: answered,
+            unmarked: 0,
             consistent: false,
             gap: None,
         }
@@ -82,6 +88,34 @@ impl Disk {
         }
         self.answered = self.missed;
         news
+    }
+
+    /// Whether submissions were missed since this was last asked. Their completions have marked
+    /// what they wrote.
+    pub fn unmarked_since<S: ChangeSource>(&mut self, source: &S) -> bool {
+        let now = source.unmarked(self.index);
+        let news = now.saturating_sub(self.seen_unmarked);
+        if news > 0 {
+            tracing::warn!(disk = %self.index, news, "submissions of writes were missed");
+        }
+        self.unmarked += news;
+        self.seen_unmarked = now;
+        news > 0
+    }
+
+    /// Whether nothing was lost or missed that is not answered yet.
+    pub fn counters_stand<S: ChangeSource>(&self, source: &S) -> bool {
+        source.lost(self.index) == self.seen_lost
+            && source.unmarked(self.index) == self.seen_unmarked
+            && self.missed == self.answered
+    }
+
+    /// Puts every mark into `D`, without a gap: what is in flight and being read is still known.
+    pub fn want_marked<S: ChangeSource>(&mut self, source: &S, reason: GapReason) {
+        self.gap = Some(reason);
+        for array in [Array::Spare, Array::Active] {
+            source.marks(self.index, array, &mut |range| self.want(range));
+        }
     }
 
     pub fn split(&mut self, front: BioKey, parent: BioKey) {
@@ -143,6 +177,12 @@ impl Disk {
         source.marks(self.index, array, &mut |range| self.demand.mark(range));
     }
 
+    /// At log position `position`, with the ring drained to `drained`.
+    pub fn cover(&mut self, drained: RingPosition, position: Sequence) {
+        let settled = self.settled();
+        self.epoch.cover(drained, settled, &self.matcher, position);
+    }
+
     /// Nothing is left to be read: the log has the whole disk.
     pub fn settled(&self) -> bool {
         self.capturing
@@ -164,15 +204,16 @@ impl Disk {
         now
     }
 
-    pub fn progress(&self) -> DiskProgress {
+    pub fn progress(&self, mode: CaptureMode) -> DiskProgress {
         DiskProgress {
+            mode: if self.capturing { mode } else { CaptureMode::Bitmap },
             demand_bytes: self.demand.bytes_set().min(self.demand.size()),
             reads: self.reads.len(),
             in_flight: self.matcher.count(),
             settled: self.settled(),
-            capturing: self.capturing,
             lost: self.seen_lost,
-            missed: self.missed,
+            missed: self.missed + self.unmarked,
+            unmarked: self.seen_unmarked,
             gap: self.gap,
         }
     }

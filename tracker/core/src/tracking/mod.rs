@@ -14,7 +14,7 @@ mod rule_tests;
 use crate::geometry::GRANULE_BYTES;
 use crate::rules::{Rule, holds};
 use crate::sink::LogSink;
-use crate::source::{CaptureMode, ChangeSource, Event, Operation, RingPosition};
+use crate::source::{CaptureMode, ChangeSource, Event, Gather, Operation, RingPosition};
 use disk::Disk;
 use redoubt_log::GapReason;
 use redoubt_log::{ByteRange, DiskIndex, DiskSet, Sequence};
@@ -37,12 +37,15 @@ pub struct DiskProgress {
     pub in_flight: usize,
     /// Whether nothing is left to be read again: a point here is good for this disk.
     pub settled: bool,
-    /// Whether the ring carries this disk's writes.
-    pub capturing: bool,
+    /// What the ring carries of this disk's writes now.
+    pub mode: CaptureMode,
     /// Losses, by the kernel's counter.
     pub lost: u64,
-    /// Completions that must have been missed.
+    /// Submissions and completions that were missed, in this run or found at its start; each was
+    /// answered.
     pub missed: u64,
+    /// Unmarked completions, by the kernel's counter, that were answered.
+    pub unmarked: u64,
     /// Why the log did not have all of it, the last time.
     pub gap: Option<GapReason>,
 }
@@ -73,20 +76,27 @@ impl Tracking {
         sink: &mut impl LogSink,
     ) -> Result<(), S::Error> {
         source.mark(index, ByteRange::new(0, size));
-        self.adopt(source, index, size, reason, sink)
+        // What was in flight before the disk was watched completes unmarked until here.
+        let answered = source.unmarked(index);
+        self.adopt(source, index, size, answered, reason, sink)
     }
 
     /// Takes a disk in that an earlier run of the agent has tracked without a break: `D` is every
-    /// epoch not dropped.
+    /// epoch not dropped. That run has answered `answered` unmarked completions; `D` answers the
+    /// rest.
     pub fn adopt<S: ChangeSource>(
         &mut self,
         source: &mut S,
         index: DiskIndex,
         size: u64,
+        answered: u64,
         reason: GapReason,
         sink: &mut impl LogSink,
     ) -> Result<(), S::Error> {
-        self.disks.push(Disk::new(index, size, source));
+        let mut disk = Disk::new(index, size, answered, source);
+        let missed = disk.unmarked_since(source);
+        let reason = if missed { GapReason::MissedEvents } else { reason };
+        self.disks.push(disk);
         self.resume(source, index, reason, sink)
     }
 
@@ -179,6 +189,7 @@ impl Tracking {
         self.drained = source.drain(until, &mut |event| handle(&mut self.disks, event, sink));
         let whole = self.look_for_losses(source, sink)?;
         self.look_for_misses(source);
+        self.look_for_unmarked(source);
         // Positions are final only behind a checkpoint: a gap would still be put before them.
         if whole {
             for disk in &mut self.disks {
@@ -188,8 +199,7 @@ impl Tracking {
             }
             sink.checkpoint();
             for disk in &mut self.disks {
-                let settled = disk.settled();
-                disk.epoch.cover(self.drained, settled, sink.position());
+                disk.cover(self.drained, sink.position());
             }
         }
         Ok(self.drained < produced)
@@ -263,9 +273,15 @@ impl Tracking {
         set
     }
 
+    /// Whether no counter of losses or misses has risen since it was answered.
+    pub fn counters_stand<S: ChangeSource>(&self, source: &S) -> bool {
+        self.disks.iter().all(|disk| disk.counters_stand(source))
+    }
+
     /// How a disk stands.
     pub fn progress(&self, index: DiskIndex) -> Option<DiskProgress> {
-        self.disks.iter().find(|disk| disk.index == index).map(Disk::progress)
+        let disk = self.disks.iter().find(|disk| disk.index == index);
+        disk.map(|disk| disk.progress(self.mode))
     }
 
     /// How far the ring has been drained.
@@ -309,6 +325,16 @@ impl Tracking {
                 let whole = ByteRange::new(0, disk.demand.size());
                 source.mark(disk.index, whole);
                 disk.want(whole);
+            }
+        }
+    }
+
+    /// A completion that found its range unmarked has marked it: that is where to read. What is
+    /// paused reads every mark when it goes on.
+    fn look_for_unmarked<S: ChangeSource>(&mut self, source: &S) {
+        for disk in &mut self.disks {
+            if disk.unmarked_since(source) && disk.capturing {
+                disk.want_marked(source, GapReason::MissedEvents);
             }
         }
     }
@@ -360,25 +386,32 @@ fn handle(disks: &mut [Disk], event: Event<'_>, sink: &mut impl LogSink) {
     };
     match event {
         Event::Submitted { bio, range, operation, data, .. } => {
-            let captured = match (operation, data) {
-                (Operation::Write, Some(pieces)) => {
-                    sink.write(index, range, pieces);
-                    true
-                }
-                (Operation::Write, None) => false,
-                (Operation::WriteZeroes, _) => {
-                    sink.zero(index, range);
-                    true
-                }
-                (Operation::Discard, _) => {
-                    sink.discard(index, range);
-                    true
-                }
-            };
+            let captured = log_write(index, range, operation, data, sink);
             disk.submitted(bio, range, captured);
             disk.given_up(range, operation == Operation::Discard);
         }
         Event::Completed { bio, range, failed, .. } => disk.completed(bio, range, failed),
         Event::Split { front, parent, .. } => disk.split(front, parent),
     }
+}
+
+/// Returns whether the log has what the write did: else it is read back when it has completed.
+fn log_write(
+    disk: DiskIndex,
+    range: ByteRange,
+    operation: Operation,
+    data: Option<Gather<'_>>,
+    sink: &mut impl LogSink,
+) -> bool {
+    let bytes = data.map_or(0, |_| range.length);
+    if !sink.has_room(bytes) {
+        return !holds(Rule::NoRoomIsUncaptured);
+    }
+    match (operation, data) {
+        (Operation::Write, Some(pieces)) => sink.write(disk, range, pieces),
+        (Operation::Write, None) => return false,
+        (Operation::WriteZeroes, _) => sink.zero(disk, range),
+        (Operation::Discard, _) => sink.discard(disk, range),
+    }
+    true
 }

@@ -3,14 +3,15 @@
 //! simulated.
 
 mod checks;
+mod log;
 mod mix;
 
 use super::Tracking;
 use crate::attach::{Side, attach_order};
 use crate::geometry::{GRANULE_BYTES, GranuleRange};
-use crate::sink::LogSink;
 use crate::source::*;
 pub(super) use checks::run as run_checks;
+use log::Log;
 use mix::Mix;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -84,6 +85,7 @@ pub(super) struct World {
     capacity: usize,
     produced: u64,
     lost: u64,
+    unmarked: u64,
     marks: [BTreeSet<u64>; 2],
     /// Simulated time of the last state that the drained prefix of the ring stands for.
     pub drained_at: u64,
@@ -110,6 +112,7 @@ impl World {
             capacity: *[4, 12, 1000].choose(&mut rng).unwrap(),
             produced: 0,
             lost: 0,
+            unmarked: 0,
             marks: Default::default(),
             drained_at: 0,
             restless: true,
@@ -153,8 +156,10 @@ impl World {
         self.flying.push(self.writes.len());
         self.writes.push(write);
         if self.watched.contains(&Side::Submission) {
-            self.mark_granules(range);
-            self.emit(Record::Submitted { key, range, data });
+            if !self.rng.random_bool(self.mix.missed) {
+                self.mark_granules(range);
+                self.emit(Record::Submitted { key, range, data });
+            }
             if count > 1 && self.rng.random_bool(self.mix.split) {
                 self.split();
             }
@@ -215,7 +220,7 @@ impl World {
         }
         if self.watched.contains(&Side::Completion) {
             if self.marks_completions {
-                self.mark_granules(range);
+                self.mark_completed(range);
             }
             self.emit(Record::Completed { key, range, failed });
         }
@@ -224,6 +229,14 @@ impl World {
     fn mark_granules(&mut self, range: ByteRange) {
         let granules = GranuleRange::touching(range);
         self.marks[0].extend(granules.first.0..granules.end.0);
+    }
+
+    fn mark_completed(&mut self, range: ByteRange) {
+        let granules = GranuleRange::touching(range);
+        let marked = |granule| self.marks.iter().any(|marks| marks.contains(&granule));
+        let unmarked = !(granules.first.0..granules.end.0).all(marked);
+        self.mark_granules(range);
+        self.unmarked += u64::from(unmarked);
     }
 
     fn emit(&mut self, record: Record) {
@@ -322,6 +335,10 @@ impl ChangeSource for World {
         self.lost
     }
 
+    fn unmarked(&self, _disk: DiskIndex) -> u64 {
+        self.unmarked
+    }
+
     fn set_mode(&mut self, _disk: DiskIndex, mode: CaptureMode) -> Result<(), Infallible> {
         self.stir();
         self.mode = mode;
@@ -353,57 +370,6 @@ impl ChangeSource for World {
     }
 }
 
-/// The log, replayed.
-#[derive(Default)]
-struct Log {
-    records: Vec<(u64, Vec<Value>)>,
-    image: Vec<Option<Value>>,
-}
-
-impl Log {
-    fn push(&mut self, range: ByteRange, bytes: &[u8]) {
-        let values: Vec<Value> = bytes
-            .chunks_exact(index(SECTOR))
-            .map(|sector| u64::from_le_bytes(sector[..8].try_into().unwrap()))
-            .collect();
-        self.replay(range.offset / SECTOR, &values);
-        self.records.push((range.offset / SECTOR, values));
-    }
-
-    fn replay(&mut self, first: u64, values: &[Value]) {
-        for (at, value) in values.iter().enumerate() {
-            self.image[index(first) + at] = Some(*value);
-        }
-    }
-
-    fn truncate(&mut self, position: usize) {
-        self.records.truncate(position);
-        let records = std::mem::take(&mut self.records);
-        self.image.fill(None);
-        records.iter().for_each(|(first, values)| self.replay(*first, values));
-        self.records = records;
-    }
-}
-
-impl LogSink for Log {
-    fn write(&mut self, _disk: DiskIndex, range: ByteRange, data: Gather<'_>) {
-        let bytes = data.concat();
-        assert_eq!(bytes.len() as u64, range.length);
-        self.push(range, &bytes);
-    }
-    fn zero(&mut self, _disk: DiskIndex, _range: ByteRange) {}
-    fn discard(&mut self, _disk: DiskIndex, _range: ByteRange) {}
-    fn backfill(&mut self, _disk: DiskIndex, range: ByteRange, data: &[u8]) {
-        self.push(range, data);
-    }
-    fn checkpoint(&mut self) {}
-    fn gap(&mut self, _disk: DiskIndex, _reason: GapReason) {}
-    fn consistent(&mut self, _disk: DiskIndex) {}
-    fn position(&self) -> Sequence {
-        Sequence(self.records.len() as u64)
-    }
-}
-
 /// A run of one seed; `Err` says what the judge saw.
 pub(super) fn run(seed: u64, steps: usize, marks_completions: bool) -> Result<(), String> {
     let mut run = begin(seed, marks_completions);
@@ -422,7 +388,7 @@ fn begin(seed: u64, marks_completions: bool) -> Run {
     let [first, second] = attach_order();
     world.watched.push(first);
     (0..rng.random_range(0..4)).for_each(|_| world.step());
-    let log = Log { image: vec![None; index(world.sectors)], ..Log::default() };
+    let log = Log::new(index(world.sectors), rng.random(), world.mix.no_room);
     let (tracking, acked) = (Tracking::new(CaptureMode::Data), 0);
     let pace = rng.random_range(0.1..0.6);
     let (reads, paused) = (Vec::new(), false);
@@ -486,7 +452,7 @@ impl Run {
         } else if chance < 0.90 {
             self.finish_read();
         } else if chance < 0.96 {
-            self.acked = self.rng.random_range(self.acked..=self.log.records.len());
+            self.acked = self.rng.random_range(self.acked..=self.log.len());
             self.tracking.acknowledged(&mut self.world, Sequence(self.acked as u64));
         } else if self.paused {
             self.paused = false;
@@ -536,7 +502,10 @@ impl Run {
             self.world.ring.clear();
             let size = self.world.size();
             let (world, log) = (&mut self.world, &mut self.log);
-            let Ok(()) = self.tracking.adopt(world, DISK, size, GapReason::AgentRestarted, log);
+            // What the run before has answered, it may not have remembered.
+            let answered = self.rng.random_range(0..=world.unmarked);
+            let reason = GapReason::AgentRestarted;
+            let Ok(()) = self.tracking.adopt(world, DISK, size, answered, reason, log);
         }
     }
 
@@ -580,6 +549,8 @@ impl Run {
         for _ in 0..400 {
             self.catch_up();
             if self.tracking.settled().contains(DISK) && self.world.ring.is_empty() {
+                let answered = self.tracking.progress(DISK).unwrap().unmarked;
+                assert_eq!(answered, self.world.unmarked, "nothing unmarked is passed over");
                 let disk: Vec<_> = self.world.disk.iter().copied().map(Some).collect();
                 return if self.log.image == disk {
                     Ok(())

@@ -55,6 +55,7 @@ each_rule_is_needed! {
     uncaptured_settles: UncapturedSettles,
     uncaptured_keeps_demand: UncapturedKeepsDemand,
     overlap_holds_points: OverlapHoldsPoints,
+    no_room_is_uncaptured: NoRoomIsUncaptured,
 }
 
 /// The programs' side of the contract: what the bitmap gets at completion is needed too.

@@ -75,9 +75,12 @@ fn a_write_in_flight_across_a_cut_is_marked_when_it_completes() {
         assert!(is_marked(&marks(&attached, DISK, Array::Spare), range));
         attached.clear_spare(DISK);
         assert!(marks(&attached, DISK, Array::Active).is_empty(), "it has not completed");
+        assert_eq!(attached.disk_counters(DISK).unmarked, 0);
         below.freeze(false);
         writer.join().expect("no panic").expect("the write succeeds");
     });
     wait_for(&mut attached, |event| matches!(event, Kept::Completed { .. }));
     assert!(is_marked(&marks(&attached, DISK, Array::Active), range));
+    // That is why the tracker drops an epoch only when its writes have ended.
+    assert_eq!(attached.disk_counters(DISK).unmarked, 1);
 }

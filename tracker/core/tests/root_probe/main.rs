@@ -3,6 +3,7 @@
 
 mod bench;
 mod completion;
+mod missed;
 mod recorded;
 
 use bench::*;

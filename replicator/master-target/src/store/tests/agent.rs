@@ -149,7 +149,8 @@ pub(super) fn zero(disk: u8, block: usize, blocks: usize) -> (Record, Vec<u8>) {
 pub(super) fn marker(disks: DiskSet, at: WallTime) -> (Record, Vec<u8>) {
     let kind = PointKind::CrashConsistent;
     let point = PointId::random();
-    (Record::Marker { point, kind, at, label: String::new(), disks }, Vec::new())
+    let label = String::new();
+    (Record::Marker { point, kind, at, label, disks, proven: true }, Vec::new())
 }
 
 pub(super) fn consistent(disk: u8) -> (Record, Vec<u8>) {

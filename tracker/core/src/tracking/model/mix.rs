@@ -12,6 +12,10 @@ pub(super) struct Mix {
     pub rotates: f64,
     pub loses_tail: f64,
     pub catches_up: f64,
+    /// Of submissions that nobody sees.
+    pub missed: f64,
+    /// Of writes for which the log has no room.
+    pub no_room: f64,
 }
 
 impl Mix {
@@ -24,6 +28,8 @@ impl Mix {
             rotates: pick([0.01, 0.05, 0.1]),
             loses_tail: pick([0.002, 0.01, 0.04]),
             catches_up: pick([0.0, 0.02, 0.1]),
+            missed: pick([0.0, 0.0, 0.1]),
+            no_room: pick([0.0, 0.0, 0.2]),
         }
     }
 }
