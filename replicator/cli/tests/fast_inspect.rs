@@ -172,6 +172,7 @@ impl Machine {
             point: PointId::random(),
             kind: PointKind::CrashConsistent,
             at,
+            proven: true,
             label: format!("number {value}"),
             disks,
         };

@@ -47,6 +47,8 @@ struct Write {
     value: Value,
     range: ByteRange,
     submitted: u64,
+    /// Whether its submission was seen.
+    is_seen: bool,
     completed: Option<u64>,
     parts: Vec<Part>,
 }
@@ -151,12 +153,14 @@ impl World {
         let value = self.writes.len() as u64 + 1;
         let part = Part { key, range, landed: None, failed: false, ended: false };
         let parts = vec![part];
-        let write = Write { value, range, submitted: self.time, completed: None, parts };
+        let is_seen =
+            self.watched.contains(&Side::Submission) && !self.rng.random_bool(self.mix.missed);
+        let write = Write { value, range, submitted: self.time, is_seen, completed: None, parts };
         let data = captured.then(|| value.to_le_bytes().repeat(index(range.length) / 8));
         self.flying.push(self.writes.len());
         self.writes.push(write);
         if self.watched.contains(&Side::Submission) {
-            if !self.rng.random_bool(self.mix.missed) {
+            if is_seen {
                 self.mark_granules(range);
                 self.emit(Record::Submitted { key, range, data });
             }

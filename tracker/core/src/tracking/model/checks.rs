@@ -34,8 +34,9 @@ struct Checking {
 
 /// What replica and log held at the point, by sectors of the check's range.
 struct Fixed {
-    /// In flight from before the check until after the answer: one that the tracker knew was left
-    /// out, and of another nothing can be known before its end.
+    /// In flight until after the answer, from before the check or with a submission that nobody
+    /// saw: one that the tracker knew was left out, and of another nothing can be known before its
+    /// end.
     unknown: Vec<ByteRange>,
     comparable: Comparable,
     replica: Vec<Option<Value>>,
@@ -93,8 +94,8 @@ impl Checks {
             check.behind = Some(self.run.world.produced());
             let world = &self.run.world;
             let flying = world.flying.iter().map(|&at| &world.writes[at]);
-            let early = flying.filter(|write| write.submitted <= check.began);
-            fixed.unknown.extend(early.map(|write| write.range));
+            let unknown = flying.filter(|write| write.submitted <= check.began || !write.is_seen);
+            fixed.unknown.extend(unknown.map(|write| write.range));
         }
     }
 
