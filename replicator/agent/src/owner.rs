@@ -274,11 +274,12 @@ impl Owner {
         self.coverage.drained(self.tracking.drained());
         // Before finished reads are logged: a point stands right behind what was just checked.
         self.take_points(now.1)?;
-        self.read()?;
+        // Before the reads are looked at: what is asked for here starts there.
         let Self { source, tracking, reader, disks, .. } = self;
-        self.verify.advance(&mut Hands { source, tracking, reader, disks }, now.1)?;
+        self.verify.advance(&mut Hands { source, tracking, reader }, disks, now.1)?;
+        self.read()?;
         self.seal_ready()?;
-        Ok(more)
+        Ok(more || self.verify.wants_drain(self.tracking.drained()))
     }
 
     /// Frames find no way out: when the ring has filled as well, capture stops paying for what will
@@ -300,7 +301,8 @@ impl Owner {
         let log = self.log.as_mut().expect("only called with a log");
         let finished = self.reader.reap(0)?;
         for read in finished {
-            if self.verify.takes(&read, &mut self.tracking, Instant::now()) {
+            let produced = self.source.produced();
+            if self.verify.takes(&read, &mut self.tracking, produced, Instant::now()) {
                 continue;
             }
             match &read.completion.result {

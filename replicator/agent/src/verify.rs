@@ -10,6 +10,7 @@ mod run;
 pub(crate) use command::{VerifyCommand, verify};
 pub(crate) use run::Hands;
 
+use crate::disks::ProtectedDisks;
 use crate::error::AgentError;
 use crate::reader::Finished;
 use crate::requests::{Ask, CheckAnswer};
@@ -19,6 +20,7 @@ use redoubt_control::units::UtcTime;
 use redoubt_log::Name;
 use redoubt_log::{ByteRange, DiskIndex, DiskSet, PointId, Sequence};
 use redoubt_protocol::verify::VerifyOutcome;
+use redoubt_tracker::probe::Attached;
 use redoubt_tracker::{ReadOrder, RingPosition, Tracking};
 use run::{Found, Run, Step};
 use std::collections::HashMap;
@@ -135,15 +137,27 @@ impl Verify {
     }
 
     /// Takes a finished read if it is one of a verify.
-    pub fn takes(&mut self, read: &Finished, tracking: &mut Tracking, now: Instant) -> bool {
+    /// The ring is filled up to `produced` by now.
+    pub fn takes(
+        &mut self,
+        read: &Finished,
+        tracking: &mut Tracking,
+        produced: RingPosition,
+        now: Instant,
+    ) -> bool {
         let Some(at) = self.reads.iter().position(|order| *order == read.order) else {
             return false;
         };
         self.reads.swap_remove(at);
         if let Some(run) = &mut self.run {
-            run.take_read(read, tracking, now);
+            run.take_read(read, tracking, produced, now);
         }
         true
+    }
+
+    /// Whether the ring must be drained before a batch that was read can have its point.
+    pub fn wants_drain(&self, drained: RingPosition) -> bool {
+        self.run.as_ref().is_some_and(|run| run.wants_drain(drained))
     }
 
     /// Whether a point is wanted in the log where the ring is drained up to `drained` and these
@@ -160,7 +174,12 @@ impl Verify {
     }
 
     /// Goes on as far as that is possible without waiting.
-    pub fn advance(&mut self, hands: &mut Hands<'_>, now: Instant) -> Result<(), AgentError> {
+    pub fn advance(
+        &mut self,
+        hands: &mut Hands<'_, Attached>,
+        disks: &mut ProtectedDisks,
+        now: Instant,
+    ) -> Result<(), AgentError> {
         self.look_for_gaps(hands.tracking, now);
         if self.is_given_up() {
             self.fail(hands.tracking, GIVEN_UP);
@@ -177,7 +196,10 @@ impl Verify {
         self.stale.take_if(|stale| !matches!(stale.try_recv(), Err(TryRecvError::Empty)));
         let asks = self.stale.is_none().then_some(&self.asks);
         let step = run.step(hands, asks, ready, &mut self.reads, now)?;
-        run.take_found().iter().for_each(|found| self.record(found));
+        for found in run.take_found() {
+            disks.differs(found.disk);
+            self.record(&found);
+        }
         match step {
             Step::GoesOn => self.run = Some(run),
             Step::Ended => {

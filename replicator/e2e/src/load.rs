@@ -33,16 +33,30 @@ impl RandomWrites {
         runs: Duration,
         log: &Path,
     ) -> Result<Self> {
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "fio", "--name=load", "--thread"]);
-        command.arg(format!("--filename={}", device.display()));
+        let mut command = fio(device, runs);
         command.args(["--rw=randwrite", "--bsrange=4k-256k", "--ioengine=libaio", "--iodepth=8"]);
-        command.args(["--direct=1", "--time_based", "--refill_buffers", "--norandommap"]);
+        command.args(["--refill_buffers", "--norandommap"]);
         command.arg(format!("--rate={megabytes_per_second}m"));
-        command.arg(format!("--runtime={}", runs.as_secs()));
         if let Some(bytes) = first_bytes {
             command.arg(format!("--size={bytes}"));
         }
+        Self::spawn(command, log)
+    }
+
+    /// Starts writes of one block of 4 KiB, with a pause of a fifth of a millisecond between two.
+    pub fn start_over_one_block(
+        device: &Path,
+        offset: u64,
+        runs: Duration,
+        log: &Path,
+    ) -> Result<Self> {
+        let mut command = fio(device, runs);
+        command.args(["--rw=write", "--bs=4k", "--size=4k", "--ioengine=psync"]);
+        command.args([&format!("--offset={offset}"), "--refill_buffers", "--thinktime=200"]);
+        Self::spawn(command, log)
+    }
+
+    fn spawn(mut command: Command, log: &Path) -> Result<Self> {
         let output = File::create(log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let fio = command.spawn().context("cannot run fio")?;
@@ -60,6 +74,15 @@ impl RandomWrites {
         ensure!(status.success(), "fio: {status}\n{}", text(&std::fs::read(&self.log)?));
         Ok(())
     }
+}
+
+/// fio with direct writes for so long, killed with the thread that started it.
+fn fio(device: &Path, runs: Duration) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "fio", "--name=load", "--thread"]);
+    command.arg(format!("--filename={}", device.display()));
+    command.args(["--direct=1", "--time_based"]).arg(format!("--runtime={}", runs.as_secs()));
+    command
 }
 
 impl Drop for RandomWrites {

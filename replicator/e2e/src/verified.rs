@@ -22,6 +22,8 @@ const FILES: &str = "files";
 const RAW: &str = "raw";
 
 const STREAMING_WITHIN: Duration = Duration::from_secs(300);
+/// Longer than any test.
+const HOT_FOR: Duration = Duration::from_secs(3600);
 /// A difference is read again within moments; the rest is the status's turn.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -48,7 +50,7 @@ pub struct LoadedSite {
     pub raw: LoopDisk,
     raw_bytes: u64,
     _files_disk: LoopDisk,
-    _scratch: tempfile::TempDir,
+    scratch: tempfile::TempDir,
 }
 
 impl LoadedSite {
@@ -71,8 +73,8 @@ impl LoadedSite {
         let disks = vec![(RAW, raw.device.as_path()), (FILES, files_disk.device.as_path())];
         let mut site = Site::start(scratch.path(), &Plan { disks, point_interval: "5s" })?;
         site.wait_for_streaming(STREAMING_WITHIN)?;
-        let (raw_bytes, _files_disk, _scratch) = (load.raw_bytes, files_disk, scratch);
-        Ok(Self { site, writes, noise, files, raw, raw_bytes, _files_disk, _scratch })
+        let (raw_bytes, _files_disk) = (load.raw_bytes, files_disk);
+        Ok(Self { site, writes, noise, files, raw, raw_bytes, _files_disk, scratch })
     }
 
     /// A verify that must compare everything and find nothing.
@@ -113,6 +115,12 @@ impl LoadedSite {
         Ok(!verified.equal)
     }
 
+    /// More load: one block of the raw disk, written again and again until what is returned ends.
+    pub fn heat(&self, offset: u64) -> Result<RandomWrites> {
+        let log = self.scratch.path().join("hot.log");
+        RandomWrites::start_over_one_block(&self.raw.device, offset, HOT_FOR, &log)
+    }
+
     fn garble(&self, offset: u64) -> Result<()> {
         let path = self.replica()?;
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
@@ -131,7 +139,9 @@ impl LoadedSite {
     /// The load ends, and everything must be equal byte by byte.
     pub fn finish(self) -> Result<()> {
         // What is taken apart ends in the opposite order: the site first.
-        let Self { _scratch, _files_disk, raw: _raw, files, noise, writes, mut site, .. } = self;
+        let Self {
+            scratch: _scratch, _files_disk, raw: _raw, files, noise, writes, mut site, ..
+        } = self;
         drop(writes);
         noise.stop()?;
         files.unmount()?;

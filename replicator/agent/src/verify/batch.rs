@@ -1,6 +1,7 @@
 //! A batch of a verify: what was read between two points, its hashes, the questions to the target,
 //! and what the answers say. Pure: it neither reads nor asks.
 
+use super::plan::Effort;
 use redoubt_log::{ByteRange, DiskIndex, PointId, RangeSet, Sequence};
 use redoubt_protocol::verify::{
     CHECK_BYTES, CHECK_GRANULE_BYTES, Check, DifferentPiece, GranuleHash, PIECE_BYTES, Piece,
@@ -52,6 +53,12 @@ impl Reading {
     pub fn new(disk: DiskIndex) -> Self {
         let (read, under_way) = Default::default();
         Self { disk, read, under_way, bytes: 0, reads: 0, behind: None }
+    }
+
+    /// Whether no more is read for it.
+    pub fn is_full(&self, effort: Effort) -> bool {
+        let most_reads = effort.batch_bytes / effort.read_bytes;
+        self.bytes >= effort.batch_bytes || self.reads >= most_reads
     }
 }
 

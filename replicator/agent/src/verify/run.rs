@@ -4,14 +4,12 @@
 use super::batch::{Fixed, Hashed, Reading};
 use super::plan::Plan;
 use super::{VerifyEvent, VerifyRequest};
-use crate::disks::ProtectedDisks;
 use crate::error::AgentError;
 use crate::reader::{Finished, Reader};
 use crate::requests::{Ask, CheckAnswer, NotChecked};
 use redoubt_log::{DiskIndex, DiskSet, PointId, RangeSet, Sequence};
 use redoubt_protocol::message::bounded_text;
 use redoubt_protocol::verify::{DIFFERENCES_LISTED, Difference, PIECE_BYTES, VerifyOutcome};
-use redoubt_tracker::probe::Attached;
 use redoubt_tracker::{ChangeSource, ReadOrder, RingPosition, Tracking};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{self, Receiver, TryRecvError};
@@ -36,11 +34,10 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const REFUSALS_MOST: u32 = 3;
 
 /// What the owner lends.
-pub(crate) struct Hands<'a> {
-    pub source: &'a mut Attached,
+pub(crate) struct Hands<'a, S> {
+    pub source: &'a mut S,
     pub tracking: &'a mut Tracking,
     pub reader: &'a mut Reader,
-    pub disks: &'a mut ProtectedDisks,
 }
 
 /// What a step has come to.
@@ -106,7 +103,14 @@ impl Run {
     }
 
     /// A read of this verify, or of an earlier one, has ended.
-    pub fn take_read(&mut self, read: &Finished, tracking: &mut Tracking, now: Instant) {
+    /// The ring is filled up to `produced` by now.
+    pub fn take_read(
+        &mut self,
+        read: &Finished,
+        tracking: &mut Tracking,
+        produced: RingPosition,
+        now: Instant,
+    ) {
         let order = read.order;
         let Some(reading) = &mut self.reading else { return };
         let Some(at) = reading.under_way.iter().position(|other| *other == order) else { return };
@@ -123,6 +127,13 @@ impl Run {
                 self.hindrance = Some(why);
             }
         }
+        self.close_if_read(produced);
+    }
+
+    /// Whether the ring must be drained before the batch that was read can have its point.
+    pub fn wants_drain(&self, drained: RingPosition) -> bool {
+        let behind = self.reading.as_ref().and_then(|reading| reading.behind);
+        behind.is_some_and(|behind| behind > drained)
     }
 
     /// Whether the batch that was read wants its point here.
@@ -157,15 +168,15 @@ impl Run {
 
     /// Goes on as far as that is possible without waiting; only disks that are `ready` are read, and
     /// without `asks` nothing is asked.
-    pub fn step(
+    pub fn step<S: ChangeSource>(
         &mut self,
-        hands: &mut Hands<'_>,
+        hands: &mut Hands<'_, S>,
         asks: Option<&tokio::sync::mpsc::Sender<Ask>>,
         ready: DiskSet,
         reads: &mut Vec<ReadOrder>,
         now: Instant,
     ) -> Result<Step, AgentError> {
-        if let Err(why) = self.hear(hands.source) {
+        if let Err(why) = self.hear(hands.source.produced()) {
             return Ok(Step::Failed(why));
         }
         self.judge(hands, now);
@@ -185,7 +196,7 @@ impl Run {
     }
 
     /// Takes the target's answer, if it has come.
-    fn hear(&mut self, source: &Attached) -> Result<(), String> {
+    fn hear(&mut self, produced: RingPosition) -> Result<(), String> {
         let Some(answer) = &self.answer else { return Ok(()) };
         let answer = match answer.try_recv() {
             Ok(answer) => answer,
@@ -214,13 +225,13 @@ impl Run {
             }
         }
         if fixed.question().is_none() {
-            fixed.behind = Some(source.produced());
+            fixed.behind = Some(produced);
         }
         Ok(())
     }
 
     /// Everything is known of the oldest batch: what differs is demanded at once.
-    fn judge(&mut self, hands: &mut Hands<'_>, now: Instant) {
+    fn judge<S: ChangeSource>(&mut self, hands: &mut Hands<'_, S>, now: Instant) {
         let drained = hands.tracking.drained();
         let is_due = |fixed: &Fixed| fixed.behind.is_some_and(|behind| behind <= drained);
         while self.fixed.front().is_some_and(is_due)
@@ -241,7 +252,6 @@ impl Run {
             for range in fixed.different.iter() {
                 hands.tracking.demand(hands.source, fixed.disk, range);
             }
-            hands.disks.differs(fixed.disk);
             self.list(fixed.disk, fixed.different, fixed.point);
         }
     }
@@ -276,9 +286,9 @@ impl Run {
         }
     }
 
-    fn read(
+    fn read<S: ChangeSource>(
         &mut self,
-        hands: &mut Hands<'_>,
+        hands: &mut Hands<'_, S>,
         ready: DiskSet,
         reads: &mut Vec<ReadOrder>,
     ) -> Result<(), AgentError> {
@@ -288,11 +298,11 @@ impl Run {
         let Some(reading) = &mut self.reading else { return Ok(()) };
         let plan = plan_of(&mut self.plans, reading.disk);
         let effort = plan.effort();
-        let most_reads = effort.batch_bytes / effort.read_bytes;
         while reading.behind.is_none() && hands.reader.has_room() && reads.len() < READS_AT_ONCE {
-            let left = effort.batch_bytes - reading.bytes;
-            let next = (left > 0 && reading.reads < most_reads).then(|| plan.next(left)).flatten();
-            let Some(range) = next else { break };
+            if reading.is_full(effort) {
+                break;
+            }
+            let Some(range) = plan.next(effort.batch_bytes - reading.bytes) else { break };
             let order = hands.tracking.start_check(reading.disk, range);
             hands.reader.submit(order)?;
             reads.push(order);
@@ -300,12 +310,21 @@ impl Run {
             reading.bytes += range.length;
             reading.reads += 1;
         }
-        let is_full = reading.bytes >= effort.batch_bytes || reading.reads >= most_reads;
-        let is_read = reading.under_way.is_empty() && (is_full || !plan.has_next());
-        if is_read && reading.behind.is_none() {
-            reading.behind = Some(hands.source.produced());
-        }
+        self.close_if_read(hands.source.produced());
         Ok(())
+    }
+
+    /// Where nothing more is read for the batch, its point may stand when the ring is drained up to
+    /// here.
+    fn close_if_read(&mut self, produced: RingPosition) {
+        let Some(reading) = self.reading.as_mut().filter(|reading| reading.under_way.is_empty())
+        else {
+            return;
+        };
+        let plan = plan_of(&mut self.plans, reading.disk);
+        if reading.behind.is_none() && (reading.is_full(plan.effort()) || !plan.has_next()) {
+            reading.behind = Some(produced);
+        }
     }
 
     /// The disk of the next batch: the first of which something is left in its pass.
@@ -378,3 +397,6 @@ fn plan_of(plans: &mut [(DiskIndex, Plan)], disk: DiskIndex) -> &mut Plan {
     let found = plans.iter_mut().find(|(index, _)| *index == disk);
     &mut found.expect("only disks with a plan are read").1
 }
+
+#[cfg(test)]
+mod tests;
