@@ -87,8 +87,8 @@ impl LoadedSite {
         Ok(verified)
     }
 
-    /// Garbles the byte of the raw disk's replica where the load does not write: exactly its granule
-    /// must be found, and be right again soon.
+    /// Garbles the byte of the raw disk's replica where the load does not write: exactly its
+    /// granule must be found, and be right again soon.
     pub fn expect_found_and_repaired(&mut self, offset: u64, role: Role) -> Result<()> {
         ensure!(offset >= self.raw_bytes / 2, "{offset} is under the load");
         self.garble(offset)?;

@@ -166,8 +166,8 @@ impl Run {
         self.fixed.push_back(fixed);
     }
 
-    /// Goes on as far as that is possible without waiting; only disks that are `ready` are read, and
-    /// without `asks` nothing is asked.
+    /// Goes on as far as that is possible without waiting; only disks that are `ready` are read,
+    /// and without `asks` nothing is asked.
     pub fn step<S: ChangeSource>(
         &mut self,
         hands: &mut Hands<'_, S>,
@@ -292,6 +292,8 @@ impl Run {
         ready: DiskSet,
         reads: &mut Vec<ReadOrder>,
     ) -> Result<(), AgentError> {
+        // A disk that is tracked no longer keeps the others waiting no longer.
+        self.reading.take_if(|reading| hands.tracking.size(reading.disk).is_none());
         if self.reading.is_none() && self.fixed.len() < FIXED_AT_ONCE {
             self.reading = self.choose(ready).map(Reading::new);
         }
@@ -303,7 +305,7 @@ impl Run {
                 break;
             }
             let Some(range) = plan.next(effort.batch_bytes - reading.bytes) else { break };
-            let order = hands.tracking.start_check(reading.disk, range);
+            let Some(order) = hands.tracking.start_check(reading.disk, range) else { break };
             hands.reader.submit(order)?;
             reads.push(order);
             reading.under_way.push(order);

@@ -175,19 +175,20 @@ impl Disk {
 impl Tracking {
     /// Begins to check a range of whole granules (or up to the end of the disk) that no other check
     /// has. The read may be issued any time after this call; when it has ended, the ring must be
-    /// drained up to where it is filled then, before [`fix_check`](Self::fix_check).
-    pub fn start_check(&mut self, index: DiskIndex, range: ByteRange) -> ReadOrder {
+    /// drained up to where it is filled then, before [`fix_check`](Self::fix_check). Nothing where
+    /// the disk is not tracked any more.
+    pub fn start_check(&mut self, index: DiskIndex, range: ByteRange) -> Option<ReadOrder> {
         let id = ReadId(self.next_read);
+        self.disk_if_tracked(index)?.start_check(id, range);
         self.next_read += 1;
-        self.disk_mut(index).start_check(id, range);
-        ReadOrder { id, disk: index, range }
+        Some(ReadOrder { id, disk: index, range })
     }
 
     /// A point stands in the log right behind everything drained, and nothing before it was lost:
     /// what may be compared with the disk as it is at that point. Nothing where a gap has voided
     /// the check, or the point is not good for the disk.
     pub fn fix_check(&mut self, order: ReadOrder) -> Option<Comparable> {
-        self.disk_mut(order.disk).fix_check(order)
+        self.disk_if_tracked(order.disk)?.fix_check(order)
     }
 
     /// Ends a check. A difference that was found in it counts, unless its granule is among those
@@ -195,7 +196,11 @@ impl Tracking {
     /// in doubt. To be called when the ring has been drained up to where it was filled when the
     /// difference became known.
     pub fn end_check(&mut self, order: ReadOrder) -> Option<RangeSet> {
-        self.disk_mut(order.disk).end_check(order)
+        self.disk_if_tracked(order.disk)?.end_check(order)
+    }
+
+    fn disk_if_tracked(&mut self, index: DiskIndex) -> Option<&mut Disk> {
+        self.disks.iter_mut().find(|disk| disk.index == index)
     }
 
     /// Ends all checks, whatever they would have found.

@@ -113,7 +113,7 @@ impl Checks {
             let end = self.run.rng.random_range(first + 1..=all.min(first + 3));
             let granules = GranuleRange { first: Granule(first), end: Granule(end) };
             let range = granules.bytes(self.run.world.size());
-            let order = self.run.tracking.start_check(DISK, range);
+            let order = self.run.tracking.start_check(DISK, range).expect("a disk");
             let (began, data) = (self.run.world.time, vec![None; index(range.length / SECTOR)]);
             self.check = Some(Checking { order, began, data, behind: None, point: None });
             return;
@@ -216,7 +216,8 @@ impl Checks {
         let size = self.run.world.size();
         for is_repaired in [false, true] {
             self.apply();
-            let order = self.run.tracking.start_check(DISK, ByteRange::new(0, size));
+            let order =
+                self.run.tracking.start_check(DISK, ByteRange::new(0, size)).expect("a disk");
             let data = values(&self.run.world.read(order.range));
             let comparable = self.run.tracking.fix_check(order).ok_or("not settled at rest")?;
             if comparable.untouched != [order.range] {
