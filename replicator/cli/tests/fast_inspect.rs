@@ -340,7 +340,8 @@ fn damage_is_exit_status_3_and_says_what_is_unharmed() {
     assert!(!web.unharmed && db.unharmed);
     let output = site.inspect(&[]);
     assert_eq!(code(&output), Some(3));
-    for word in ["byte 4096", "checksum", "1 points", "DAMAGED: sda", "db-1: everything", "4 of 5"]
+    for word in
+        ["byte 4096", "checksum", "points: 1,", "DAMAGED: sda", "db-1: everything", "4 of 5"]
     {
         assert!(out(&output).contains(word), "{word} in {}", out(&output));
     }

@@ -192,6 +192,8 @@ pub struct SegmentInspection {
     pub needed: bool,
     /// How it ends.
     pub tail: SegmentTail,
+    /// Whether all entries that were written whole are what was written.
+    pub unharmed: bool,
 }
 
 /// How a segment ends.

@@ -7,8 +7,8 @@ use crate::roles;
 use crate::table::Table;
 use clap::Args;
 use redoubt_control::inspection::{
-    Damage, DiskInspection, FinishedApply, Inspection, JournalInspection, MachineInspection,
-    PointInspection, RetentionInspection, SiteInspection, Verdict,
+    Damage, DiskInspection, FinishedApply, Inspection, JournalInspection, LogInspection,
+    MachineInspection, PointInspection, RetentionInspection, SiteInspection, Verdict,
 };
 use redoubt_control::{ExitStatus, InspectOptions};
 use std::fmt::Write;
@@ -148,52 +148,46 @@ fn finished(applies: &[FinishedApply]) -> String {
 
 fn of_machine(machine: &MachineInspection, inspection: &Inspection) -> String {
     let name = machine.name.as_deref().map_or_else(|| "machine".to_owned(), harmless);
-    let is = if machine.unharmed { "unharmed" } else { "DAMAGED" };
+    let is = match (machine.unharmed, inspection.damage_of(machine.id).next()) {
+        (true, _) => "unharmed",
+        (false, Some(_)) => "DAMAGED",
+        (false, None) => "of a newer version",
+    };
     let mut text = format!("{name} ({}): {is}\n", machine.id);
     if let Some(log) = &machine.log {
-        line(
-            &mut text,
-            1,
-            &format!(
-                "generation {}, incarnation {}, role epoch {}",
-                log.generation, log.incarnation, log.role_epoch
-            ),
-        );
-        line(
-            &mut text,
-            1,
-            &format!(
-                "applied up to {}, journal up to {}: {} and {} points wait",
-                log.applied,
-                log.durable,
-                bytes(machine.journal.waiting_bytes),
-                machine.journal.waiting_points
-            ),
-        );
-        if let Some(to) = log.applying {
-            line(
-                &mut text,
-                1,
-                &if inspection.running {
-                    format!("an apply to {to} is under way")
-                } else {
-                    format!(
-                        "an apply to {to} was cut: a target that starts finishes it, or `redoubt \
-                         inspect --finish`"
-                    )
-                },
-            );
-        }
+        of_log(&mut text, log, &machine.journal, inspection.running);
     }
-    for table in [
+    let tables = [
         disks(&machine.disks),
         points(&machine.points),
         segments(&machine.journal),
         retention(&machine.retention),
-    ] {
+    ];
+    for table in tables.iter().filter(|table| !table.is_empty()) {
+        text.push('\n');
         table.lines().for_each(|row| line(&mut text, 1, row));
     }
     text
+}
+
+fn of_log(text: &mut String, log: &LogInspection, journal: &JournalInspection, is_running: bool) {
+    let LogInspection { generation, incarnation, role_epoch, applied, durable, .. } = log;
+    let run = format!("incarnation {incarnation}, role epoch {role_epoch}");
+    line(text, 1, &format!("generation {generation}, {run}"));
+    let waits = format!("{} with {} points", bytes(journal.waiting_bytes), journal.waiting_points);
+    line(text, 1, &format!("applied up to {applied}, journal up to {durable}: {waits} wait"));
+    match log.applying {
+        Some(to) if is_running => line(text, 1, &format!("an apply to {to} is under way")),
+        Some(to) => {
+            line(
+                text,
+                1,
+                &format!("an apply to {to} was cut: a target that starts finishes it, or"),
+            );
+            line(text, 1, "`redoubt inspect --finish` where none will");
+        }
+        None => {}
+    }
 }
 
 fn disks(disks: &[DiskInspection]) -> String {
@@ -241,7 +235,8 @@ fn points(points: &[PointInspection]) -> String {
 }
 
 fn segments(journal: &JournalInspection) -> String {
-    let mut table = Table::new(["SEGMENT", "ENTRIES", "FIRST", "LAST", "END", "SIZE", "TAIL", ""]);
+    let mut table =
+        Table::new(["SEGMENT", "ENTRIES", "FIRST", "LAST", "END", "SIZE", "TAIL", "STATE"]);
     for segment in &journal.segments {
         table.row([
             segment.number.to_string(),
@@ -251,7 +246,12 @@ fn segments(journal: &JournalInspection) -> String {
             segment.end_byte.to_string(),
             segment.size_bytes.to_string(),
             segment.tail.to_string(),
-            if segment.needed { "" } else { "needed no more" }.to_owned(),
+            match (segment.unharmed, segment.needed) {
+                (false, _) => "DAMAGED",
+                (true, true) => "whole",
+                (true, false) => "whole, needed no more",
+            }
+            .to_owned(),
         ]);
     }
     if journal.segments.is_empty() { String::new() } else { table.render() }
@@ -298,7 +298,7 @@ fn touched(damage: &Damage) -> String {
     }
     if let Some(points) = damage.points {
         let (oldest, newest) = (points.oldest, points.newest);
-        parts.push(format!("{} points, from {oldest} to {newest}", points.count));
+        parts.push(format!("points: {}, from {oldest} to {newest}", points.count));
     }
     if let Some(positions) = damage.positions {
         let to = positions.last.map_or_else(|| "the end".to_owned(), |last| last.to_string());
@@ -316,10 +316,7 @@ fn unharmed(machine: &MachineInspection) -> String {
     }
     let points = machine.points.iter().filter(|point| point.harmed_disks.is_empty()).count();
     let segments = &machine.journal.segments;
-    let whole = segments
-        .iter()
-        .filter(|one| !matches!(one.tail.as_str(), "damaged" | "newer-version"))
-        .count();
+    let whole = segments.iter().filter(|segment| segment.unharmed).count();
     let files = machine.retention.iter().filter(|file| file.unharmed).count();
     let disks = machine.disks.iter().filter(|disk| disk.present).count();
     format!(

@@ -1,7 +1,7 @@
 //! Walks a machine's journal as recovery would, and on behind damage where recovery stops: each
 //! segment's own header says what its entries must follow. It changes nothing.
 
-use super::behind::{self, Behind};
+use super::behind;
 use super::findings::{Findings, Found, Harm, LostRecords, is_missing};
 use super::machine::Place;
 use super::window::Window;
@@ -15,7 +15,7 @@ use redoubt_log::segment::{
     EntryHeader, SEGMENT_HEADER_SIZE, Scan, SegmentError, SegmentHeader, entry_length, scan_entry,
 };
 use redoubt_log::{DiskSet, Sequence, is_zero};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes shown at once: two of the largest entries, so that reads stay large.
@@ -122,8 +122,22 @@ impl<'a, 'f> Walk<'a, 'f> {
             None
         };
         if let Some(first) = missing {
-            self.lost(self.segment_path(first), 0, "the segment is missing".to_owned());
+            self.missing(first);
         }
+    }
+
+    fn missing(&mut self, number: u64) {
+        if self.place.needs_segment(number) {
+            self.lost(self.segment_path(number), 0, "the segment is missing".to_owned());
+        } else {
+            self.went();
+        }
+    }
+
+    /// A target that runs has come further, and needs what is not there no more.
+    fn went(&mut self) {
+        self.must_follow = false;
+        self.ends.clear();
     }
 
     /// Checks a segment. `None` where it went while it was looked for, as it may.
@@ -133,7 +147,7 @@ impl<'a, 'f> Walk<'a, 'f> {
         let file = match opened.map_err(StoreError::from) {
             Ok(file) => file,
             Err(error) if is_missing(&error) && !self.place.needs_segment(number) => {
-                self.must_follow = false;
+                self.went();
                 return Ok(None);
             }
             Err(error) => {
@@ -141,28 +155,34 @@ impl<'a, 'f> Walk<'a, 'f> {
                 return Ok(Some(self.unread(number, 0, SegmentTail::Damaged)));
             }
         };
+        let known = (self.findings.damage.len(), self.findings.newer.len());
         self.findings.begin_file(file.size());
-        let checked = self.opened(number, &path, &file, is_last);
+        let mut segment = self.unread(number, file.size(), SegmentTail::Whole);
+        let checked = self.opened(&mut segment, &path, &file, is_last);
         let harm = Harm::Positions(self.lost_from_here());
         self.findings.end_file(&path, harm);
-        checked.map(Some)
+        checked?;
+        segment.unharmed = known == (self.findings.damage.len(), self.findings.newer.len());
+        Ok(Some(segment))
     }
 
     fn opened(
         &mut self,
-        number: u64,
-        path: &PathBuf,
+        segment: &mut SegmentInspection,
+        path: &Path,
         file: &Arc<dyn BlockFile>,
         is_last: bool,
-    ) -> Result<SegmentInspection> {
+    ) -> Result<()> {
         let mut window = Window::new(file.clone(), WINDOW);
-        let mut segment = self.unread(number, file.size(), SegmentTail::Whole);
-        let header = match self.header(&mut window, number, is_last) {
+        let header = match self.header(&mut window, segment.number, is_last) {
             Ok(Some(header)) => header,
-            Ok(None) => return Ok(SegmentInspection { tail: SegmentTail::Unused, ..segment }),
+            Ok(None) => {
+                segment.tail = SegmentTail::Unused;
+                return Ok(());
+            }
             Err(error) => {
-                self.broken(path, 0, error)?;
-                return Ok(SegmentInspection { tail: SegmentTail::Damaged, ..segment });
+                segment.tail = SegmentTail::Damaged;
+                return self.broken(path, 0, error);
             }
         };
         let mut chain = Chain::start(&header);
@@ -171,7 +191,7 @@ impl<'a, 'f> Walk<'a, 'f> {
             let stop = match scan(&mut window, offset, &chain) {
                 Ok(Scan::Entry(entry)) => {
                     self.findings.progress.checked(entry.length as u64);
-                    self.take(path, offset, &entry, &mut segment);
+                    self.take(path, offset, &entry, segment);
                     offset += entry.length as u64;
                     chain = entry.chain;
                     segment.end_byte = offset;
@@ -185,13 +205,18 @@ impl<'a, 'f> Walk<'a, 'f> {
                     break SegmentTail::Damaged;
                 }
             };
-            match self.judge(path, file, &mut window, (offset, &chain, &stop), is_last)? {
-                Judged::Ends(tail) => break tail,
-                Judged::GoesOn(at, before) => (offset, chain) = (at, before),
+            match self.judge(path, file, (offset, &chain, &stop), is_last) {
+                Ok(Judged::Ends(tail)) => break tail,
+                Ok(Judged::GoesOn(at, before)) => (offset, chain) = (at, before),
+                Err(error) => {
+                    self.broken(path, offset, error)?;
+                    break SegmentTail::Damaged;
+                }
             }
-            segment.tail = SegmentTail::Damaged;
+            // What was read from here on may have been written since.
+            window = Window::new(file.clone(), WINDOW);
         };
-        Ok(segment)
+        Ok(())
     }
 
     /// The segment's header; `None` where its creation was cut, or goes on.
@@ -227,18 +252,11 @@ impl<'a, 'f> Walk<'a, 'f> {
     /// What it means that no whole entry follows at `offset`.
     fn judge(
         &mut self,
-        path: &PathBuf,
+        path: &Path,
         file: &Arc<dyn BlockFile>,
-        window: &mut Window,
         (offset, chain, stop): (u64, &Chain, &EndReason),
         is_last: bool,
     ) -> Result<Judged> {
-        if let EndReason::Version { version } = stop
-            && chain.before(window.bytes(offset, ENTRY_ALIGNMENT)?).is_some()
-        {
-            self.broken(path, offset, newer(path.clone(), *version))?;
-            return Ok(Judged::Ends(SegmentTail::NewerVersion));
-        }
         let next = if is_last { None } else { self.start_of_next() };
         if next == Some(chain.value()) {
             return Ok(Judged::Ends(SegmentTail::Whole));
@@ -246,14 +264,13 @@ impl<'a, 'f> Walk<'a, 'f> {
         // Asked before the look: what is read after it was written by nobody who runs.
         let is_running = is_last && self.place.is_running();
         let mut window = Window::new(file.clone(), WINDOW);
-        let behind = behind::look(&**file, &mut window, offset, chain, is_last);
-        let behind = match behind {
-            Ok(behind) => behind,
-            Err(error) => {
-                self.broken(path, offset, error)?;
-                return Ok(Judged::Ends(SegmentTail::Damaged));
-            }
-        };
+        if let EndReason::Version { version } = stop
+            && chain.before(window.bytes(offset, ENTRY_ALIGNMENT)?).is_some()
+        {
+            self.broken(path, offset, newer(path.to_path_buf(), *version))?;
+            return Ok(Judged::Ends(SegmentTail::NewerVersion));
+        }
+        let behind = behind::look(&**file, &mut window, offset, chain, is_last)?;
         let is_damage = if is_last {
             self.ends_early()
                 || behind.is_far
@@ -261,13 +278,19 @@ impl<'a, 'f> Walk<'a, 'f> {
         } else {
             next.is_some() || behind.is_used
         };
-        let Behind { is_used, goes_on, .. } = behind;
         if !is_damage {
-            return Ok(Judged::Ends(match (is_used, is_running) {
+            return Ok(Judged::Ends(match (behind.is_used, is_running) {
                 (false, _) => SegmentTail::Whole,
                 (true, false) => SegmentTail::Torn,
                 (true, true) => SegmentTail::Growing,
             }));
+        }
+        if is_running {
+            // What is far behind may have been written while it was looked for, and so was this.
+            let mut again = Window::new(file.clone(), WINDOW);
+            if matches!(scan(&mut again, offset, chain)?, Scan::Entry(_)) {
+                return Ok(Judged::GoesOn(offset, *chain));
+            }
         }
         let what = match stop {
             EndReason::Empty => "entries that were written here are gone".to_owned(),
@@ -276,8 +299,8 @@ impl<'a, 'f> Walk<'a, 'f> {
             }
             stop => stop.to_string(),
         };
-        self.lost(path.clone(), offset, what);
-        Ok(match goes_on {
+        self.lost(path.to_path_buf(), offset, what);
+        Ok(match behind.goes_on {
             Some((at, before)) => Judged::GoesOn(at, before),
             None => Judged::Ends(SegmentTail::Damaged),
         })
@@ -286,7 +309,7 @@ impl<'a, 'f> Walk<'a, 'f> {
     /// Takes in a whole entry.
     fn take(
         &mut self,
-        path: &PathBuf,
+        path: &Path,
         offset: u64,
         entry: &Entry<'_>,
         segment: &mut SegmentInspection,
@@ -301,7 +324,7 @@ impl<'a, 'f> Walk<'a, 'f> {
         }
         if let Some(last) = self.last.filter(|last| self.must_follow && header.previous != *last) {
             let what = format!("the entry follows {}, not {last}", header.previous);
-            self.lost(path.clone(), offset, what);
+            self.lost(path.to_path_buf(), offset, what);
         }
         segment.entries += 1;
         segment.first.get_or_insert(header.first.0);
@@ -317,7 +340,7 @@ impl<'a, 'f> Walk<'a, 'f> {
             let after = Some(header.previous);
             let lost = LostRecords { after, until: Some(header.last), is_needed: self.is_needed };
             let harm = Harm::Positions(lost);
-            self.findings.damaged(Found { path: path.clone(), byte: offset, what, harm });
+            self.findings.damaged(Found { path: path.to_path_buf(), byte: offset, what, harm });
         }
         (self.last, self.must_follow) = (Some(header.last), true);
         if self.is_needed && !self.is_broken {
@@ -362,8 +385,7 @@ impl<'a, 'f> Walk<'a, 'f> {
         let Some(manifest) = self.place.manifest else { return };
         if !self.is_needed && self.place.required() > manifest.journal.after {
             (self.last, self.is_needed) = (Some(manifest.journal.after), true);
-            let first = self.segment_path(manifest.journal.segment);
-            self.lost(first, 0, "the segment is missing".to_owned());
+            self.missing(manifest.journal.segment);
         }
         if manifest.applying.is_some() && self.is_broken {
             // What was lost may have been of any disk.
@@ -387,7 +409,7 @@ impl<'a, 'f> Walk<'a, 'f> {
     }
 
     /// Takes down what an error says, and that what follows need not follow.
-    fn broken(&mut self, path: &PathBuf, byte: u64, error: StoreError) -> Result<()> {
+    fn broken(&mut self, path: &Path, byte: u64, error: StoreError) -> Result<()> {
         let harm = Harm::Positions(self.lost_from_here());
         let known = self.findings.damage.len();
         self.findings.take(path, byte, error, harm)?;
@@ -433,6 +455,7 @@ impl<'a, 'f> Walk<'a, 'f> {
             end_byte: 0,
             needed: self.is_needed,
             tail,
+            unharmed: false,
         }
     }
 }

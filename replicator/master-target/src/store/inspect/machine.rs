@@ -1,7 +1,7 @@
 //! One machine: its manifest, replica disks, journal and retention files, one after the other. Where
 //! a target runs, only what a second look finds as well is damage.
 
-use super::findings::{Findings, Found, Harm, Newer};
+use super::findings::{Findings, Found, Harm, LostRecords, Newer};
 use super::journal::Journal;
 use super::{StoreInspection, harm, journal, manifest, retention};
 use crate::store::error::Result;
@@ -213,7 +213,8 @@ impl Files {
         let mut list = |inside: PathBuf| {
             place.storage.list(&inside).or_else(|error| {
                 let path = place.path(&inside);
-                findings.take(&path, 0, error.into(), Harm::Manifest).map(|()| Vec::new())
+                let all = LostRecords { after: None, until: None, is_needed: true };
+                findings.take(&path, 0, error.into(), Harm::Positions(all)).map(|()| Vec::new())
             })
         };
         Ok(Self {

@@ -1,17 +1,20 @@
 //! An inspection of what is whole: at rest, between any two steps of a machine's life, and after
 //! every cut. It never finds damage there, and never writes.
 
-use super::agent::{MACHINE, consistent, write, zero};
+use super::agent::{Agent, MACHINE, consistent, entry_of, marker, write, zero};
 use super::hooked::hooked;
-use super::world::{Verdict, World};
+use super::world::{Verdict, World, all_disks};
 use crate::store::inspect::{StoreInspection, inspect};
+use crate::store::{Store, StoreOptions};
 use redoubt_control::inspection::SegmentTail;
+use redoubt_engine::directory::DirectoryStorage;
 use redoubt_engine::lying::LyingStorage;
 use redoubt_engine::storage::{BlockFile, Open, Result, Storage, StorageError};
 use redoubt_log::{MachineId, WallTime};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A storage that takes nothing but looks; closed, it does not even show its files.
@@ -156,6 +159,44 @@ fn a_store_is_whole_between_any_two_steps_of_a_running_target() {
     };
     hooked(look, || life(&mut world));
     assert!(looks.get() > 100, "{} looks", looks.get());
+}
+
+#[test]
+fn nothing_is_found_while_segments_and_files_come_and_go() {
+    const POINTS: u32 = 400;
+    let root = tempfile::tempdir().unwrap();
+    let storage: Arc<dyn Storage> = Arc::new(DirectoryStorage::new(root.path()));
+    let options = StoreOptions { segment_bytes: 5 * 4096, ..StoreOptions::default() };
+    let store = Store::open(storage.clone(), options, WallTime(0)).unwrap();
+    let machine = store.create_machine(MACHINE, "m", WallTime(0)).unwrap();
+    let hello = super::world::admit(&machine, None).unwrap();
+    let mut agent = Agent::new(hello.generation, hello.incarnation);
+    let is_over = AtomicBool::new(false);
+    let mut looks = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 1..=POINTS {
+                let now = WallTime(u64::from(number));
+                let mut records = vec![write(0, 0, number), write(1, 2, number)];
+                records.extend([consistent(0), consistent(1), marker(all_disks(), now)]);
+                let mut entry = entry_of(&agent.send(records, 0, now).bytes);
+                assert!(machine.append(&mut [&mut entry]).stopped.is_none());
+                machine.commit().unwrap();
+                machine.apply_next(now).unwrap();
+                machine.drop_expired(now, Duration::from_nanos(20)).unwrap();
+                machine.free_segments(now, Duration::from_nanos(3)).unwrap();
+            }
+            is_over.store(true, Ordering::Release);
+        });
+        while !is_over.load(Ordering::Acquire) {
+            expect_clean(&*storage, true).unwrap();
+            looks += 1;
+        }
+    });
+    assert!(looks > 3, "{looks} looks");
+    let seen = look(&*storage, false);
+    assert!(seen.damage.is_empty() && seen.leftovers.is_empty(), "{seen:?}");
+    assert!(seen.machines[0].points.len() <= 22);
 }
 
 #[test]

@@ -10,7 +10,9 @@ use crate::store::{DiskSpec, PointChoice, Store, StoreError};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngCore, SeedableRng};
-use redoubt_control::inspection::{LostPositions, MachineInspection, SegmentTail};
+use redoubt_control::inspection::{
+    LostPositions, MachineInspection, SegmentInspection, SegmentTail,
+};
 use redoubt_engine::storage::{Open, ReadRequest, Storage, WriteRequest};
 use redoubt_log::segment::{ENTRY_HEADER_SIZE, EntryHeader, SEGMENT_HEADER_SIZE, entry_length};
 use redoubt_log::{DiskIndex, MachineId, WallTime};
@@ -82,7 +84,7 @@ fn random_in(rng: &mut StdRng, places: &[Range<u64>]) -> (u64, u8) {
     unreachable!("the place lies within one of them")
 }
 
-fn machine<'a>(seen: &'a StoreInspection, id: MachineId) -> &'a MachineInspection {
+fn machine(seen: &StoreInspection, id: MachineId) -> &MachineInspection {
     seen.machines.iter().find(|machine| MachineId::from(machine.id) == id).unwrap()
 }
 
@@ -104,7 +106,7 @@ fn of_a_manifest() {
     let length = read(&world, &path).len() as u64;
     for _ in 0..400 {
         // The last byte ends the last line, and is in no checksum.
-        let place = random_in(&mut rng, &[0..length - 1]);
+        let place = random_in(&mut rng, std::slice::from_ref(&(0..length - 1)));
         flip(&world, &path, place);
         let seen = look(&world.disk, false);
         expect_found(&seen, &path, &format!("{place:?}"));
@@ -170,6 +172,11 @@ fn of_a_segment() {
             assert!(harmed.points.iter().all(|point| point.harmed_disks.is_empty()));
             assert_eq!(harmed.points.len(), points, "{what}");
             let left: u64 = harmed.journal.segments.iter().map(|one| one.entries).sum();
+            let is_hit = |one: &&SegmentInspection| one.path == segment.path;
+            assert!(
+                harmed.journal.segments.iter().all(|one| one.unharmed != is_hit(&one)),
+                "{what}"
+            );
             let lost = if of_header { segment.entries } else { 1 };
             assert_eq!(left, whole - lost, "{what}: the other entries are whole");
             if !of_header {
