@@ -44,6 +44,9 @@ impl ChangeSource for Machine {
     fn lost(&self, _: DiskIndex) -> u64 {
         0
     }
+    fn unmarked(&self, _: DiskIndex) -> u64 {
+        0
+    }
     fn set_mode(&mut self, _: DiskIndex, _: CaptureMode) -> Result<(), Infallible> {
         Ok(())
     }
@@ -58,6 +61,9 @@ impl ChangeSource for Machine {
 struct NoLog;
 
 impl LogSink for NoLog {
+    fn has_room(&self, _: u64) -> bool {
+        true
+    }
     fn write(&mut self, _: DiskIndex, _: ByteRange, _: Gather<'_>) {}
     fn zero(&mut self, _: DiskIndex, _: ByteRange) {}
     fn discard(&mut self, _: DiskIndex, _: ByteRange) {}
