@@ -1,5 +1,5 @@
-//! `redoubt inspect` and the start of a target as a script sees them: exit statuses, JSON, text. The
-//! stores are made by the library, the targets are real processes; nothing needs root.
+//! `redoubt inspect` and the start of a target as a script sees them: exit statuses, JSON, text.
+//! The stores are made by the library, the targets are real processes; nothing needs root.
 #![cfg(feature = "target")]
 
 use nix::sys::signal::{Signal, kill};

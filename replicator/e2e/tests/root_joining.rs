@@ -1,5 +1,5 @@
-//! How a machine joins a site, or does not: the agent says why, ends with 1 and leaves both sides as
-//! they were; while nobody answers it waits, and hears a signal.
+//! How a machine joins a site, or does not: the agent says why, ends with 1 and leaves both sides
+//! as they were; while nobody answers it waits, and hears a signal.
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};

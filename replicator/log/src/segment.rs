@@ -267,8 +267,9 @@ impl Chain {
         Ok(entry)
     }
 
-    /// The chain as it was before the entry whose first bytes these are, where its own value vouches
-    /// for its two headers: for whoever looks on behind damage, where the entry before is not known.
+    /// The chain as it was before the entry whose first bytes these are, where its own value
+    /// vouches for its two headers: for whoever looks on behind damage, where the entry before is
+    /// not known.
     pub fn before(&self, front: &[u8]) -> Option<Self> {
         let front = front.first_chunk::<CHAINED_SIZE>()?;
         let is_vouched = array::<4>(front, 0) == ENTRY_MAGIC

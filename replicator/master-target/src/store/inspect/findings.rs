@@ -100,8 +100,8 @@ impl<'a> Findings<'a> {
         self.progress.end_file();
     }
 
-    /// Takes down what an error says of a file, read at `byte`. Only what prevents the inspection as
-    /// a whole remains an error.
+    /// Takes down what an error says of a file, read at `byte`. Only what prevents the inspection
+    /// as a whole remains an error.
     pub(super) fn take(
         &mut self,
         path: &Path,

@@ -73,7 +73,7 @@ fn a_manifest() {
     let (head, body) = text.split_once('\n').unwrap();
     let body = body.trim_end().replacen("\"applied\"", "\"reached\"", 1);
     let sum = crc32c::crc32c(body.as_bytes());
-    assert!(head.starts_with("redoubt-manifest 1 "));
+    assert!(head.starts_with("redoubt-manifest 2 "));
     let later = format!("redoubt-manifest 7 {sum:08x}\n{body}\n");
     world.disk.replace(&path, later.as_bytes()).unwrap();
     expect_newer(&world, &path);
