@@ -18,12 +18,13 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Args)]
 #[command(
     long_about = "Explain a target's directory and check every checksum in it: the site's \
-        identity, and each machine's replica disks, recovery points, journal and retention files.\n\n\
+        identity, and each machine's replica disks, recovery points, journal and retention \
+        files.\n\n\
         Nothing but the files is needed: no target, no network, no configuration; a read-only \
-        mount will do. Nothing is written, and a target may run on the directory meanwhile. What is \
-        damaged is named by file and byte, with what that means and what it leaves unharmed; then \
-        the exit status is 3. Replica disks are raw disks without checksums: only comparing them \
-        with their source proves what they hold.",
+        mount will do. Nothing is written, and a target may run on the directory meanwhile. What \
+        is damaged is named by file and byte, with what that means and what it leaves unharmed; \
+        then the exit status is 3. Replica disks are raw disks without checksums: only comparing \
+        them with their source proves what they hold.",
     after_long_help = "Examples:\n  \
         redoubt inspect /var/lib/redoubt/target\n  \
         redoubt inspect /mnt/copy --json | jq '.damage[] | {path, byte, means}'\n  \

@@ -1,5 +1,5 @@
-//! One machine: its manifest, replica disks, journal and retention files, one after the other. Where
-//! a target runs, only what a second look finds as well is damage.
+//! One machine: its manifest, replica disks, journal and retention files, one after the other.
+//! Where a target runs, only what a second look finds as well is damage.
 
 use super::findings::{Findings, Found, Harm, LostRecords, Newer};
 use super::journal::Journal;
