@@ -33,9 +33,6 @@ fn sync_under_load(size_bytes: u64, rate: u32, written_for: Duration) -> Result<
     site.wait_for_streaming(STREAMING_WITHIN)?;
     ensure!(load.is_running()?, "initial sync did not converge while the load went on");
     load.finish()?;
-    // Busy disks and cut bitmaps are no reason to believe that something was missed.
-    let seen = site.status()?;
-    ensure!(seen.iter().all(|disk| disk.misses == 0), "{seen:?}");
     site.expect_equal_replicas()?;
     site.stop_role(Role::Agent)?;
     site.stop_role(Role::Target)
