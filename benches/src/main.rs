@@ -1,6 +1,7 @@
 //! The benchmark harness: runs Redoubt and its peers in one run, alternating, and prints the ratio
 //! with its spread. It must never claim a speed that it did not measure.
 
+mod apply;
 mod report;
 mod seal;
 
@@ -20,6 +21,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    /// Applying journalled writes to a replica disk, against a plain program that writes them.
+    Apply(apply::ApplyBench),
     /// Gathering and sealing frames, against lz4_flex alone on the same bytes.
     Seal(seal::SealBench),
 }
@@ -30,6 +33,7 @@ fn main() -> Result<()> {
         eprintln!("a build for tests: these numbers mean nothing; use cargo run --release");
     }
     let rows = match bench {
+        Bench::Apply(bench) => bench.run()?,
         Bench::Seal(bench) => bench.run()?,
     };
     if json {

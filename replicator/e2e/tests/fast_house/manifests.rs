@@ -49,7 +49,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("redoubt-e2e", &[]),
-    ("redoubt-benches", &["redoubt-log"]),
+    ("redoubt-benches", &["redoubt-engine", "redoubt-log", "redoubt-master-target"]),
 ];
 
 /// Packages of others that have one place, and the crates that are it.
