@@ -2,6 +2,7 @@
 //! of Redoubt. Nothing here acknowledges: `sync` returning is the only statement of durability.
 
 pub mod buffer;
+mod carry;
 pub mod directory;
 #[cfg(feature = "lying")]
 pub mod lying;

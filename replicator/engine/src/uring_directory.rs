@@ -5,9 +5,9 @@
 //! when it is opened, so that no byte has two truths: around it where `direct` was asked for, the
 //! file system agrees and the size is whole blocks (a last part of a block cannot be written
 //! directly). Around the cache, requests at whole blocks from aligned memory go to the disk as they
-//! are; others are carried over aligned memory, and parts of blocks are written by reading the
-//! block and writing it back, alone on that file handle. Two handles of one file must not write
-//! into the same block at once.
+//! are; others are carried over aligned memory, joined with their neighbours (`carry`). Blocks of
+//! which a batch writes only parts are read, all at once, changed and written, all at once, alone
+//! on that file handle. Two handles of one file must not write into the same block at once.
 //!
 //! Rings: each call takes an idle one, or builds one, and gives it back, so that threads neither
 //! wait for each other nor own rings: as many exist as calls have ever run at once.
@@ -15,25 +15,24 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::buffer::{AlignedBuffer, BLOCK_BYTES};
+use crate::carry::{CARRY_BYTES, Copied, Extent, Group, PIECE_BYTES, Plan, Run};
 use crate::directory::{DirectoryFile, DirectoryStorage};
 use crate::ring::{EngineError, Piece, Queue};
 use crate::storage::{BlockFile, Open, ReadRequest, Result, Storage, WriteRequest};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// Longest single submission: long ones are cut so that one request also keeps a disk's queue busy.
-const PIECE_BYTES: usize = 1 << 20;
-
-/// Memory per ring over which unaligned requests are carried, built when first needed.
-const BOUNCE_BYTES: usize = 4 << 20;
-
 /// Idle rings kept for the next calls: more than the threads that a role runs I/O on.
 const IDLE_LANES_MAX: usize = 16;
+
+/// Idle rings that keep the memory over which requests are carried: the paths that matter bring
+/// aligned memory, so few calls need it at once.
+const IDLE_BOUNCES_MAX: usize = 2;
 
 /// How batches are run.
 #[derive(Clone, Copy, Debug)]
@@ -165,8 +164,11 @@ impl Lanes {
         idle.map_or_else(|| self.build().map_err(io::Error::other), Ok)
     }
 
-    fn give_back(&self, lane: Lane) {
+    fn give_back(&self, mut lane: Lane) {
         let mut idle = self.idle();
+        if idle.iter().filter(|lane| lane.bounce.is_some()).count() >= IDLE_BOUNCES_MAX {
+            lane.bounce = None;
+        }
         if !lane.queue.is_broken() && idle.len() < IDLE_LANES_MAX {
             idle.push(lane);
         }
@@ -181,27 +183,8 @@ struct UringFile {
     parts: RwLock<()>,
 }
 
-/// A range of a request that is carried over aligned memory.
-#[derive(Clone, Copy)]
-struct Carried {
-    request: usize,
-    /// First byte in the request, and bytes.
-    from: usize,
-    length: usize,
-    /// First byte in the file of the whole blocks around it, their bytes, and where they begin in
-    /// the aligned memory.
-    block_offset: u64,
-    block_bytes: usize,
-    place: usize,
-}
-
-impl Carried {
-    /// Where the request's own bytes lie in the aligned memory.
-    fn range(&self, request_offset: u64) -> std::ops::Range<usize> {
-        let skip = length(request_offset + self.from as u64 - self.block_offset);
-        self.place + skip..self.place + skip + self.length
-    }
-}
+/// Held while a batch is written: with others, or alone.
+type Turn<'a> = (Option<RwLockReadGuard<'a, ()>>, Option<RwLockWriteGuard<'a, ()>>);
 
 impl UringFile {
     fn run(&self, verb: &str, lane: &mut Lane, pieces: Vec<Piece<'_>>) -> Result<()> {
@@ -221,105 +204,63 @@ impl UringFile {
         result
     }
 
-    /// Whether the disk takes the request as it is.
-    fn is_plain(&self, offset: u64, memory: &[u8]) -> bool {
-        let aligned = offset.is_multiple_of(BLOCK)
-            && memory.len().is_multiple_of(BLOCK_BYTES)
-            && memory.as_ptr().addr().is_multiple_of(BLOCK_BYTES);
-        !self.direct || aligned
+    /// Lets a batch of writes begin: with parts of blocks alone, else beside others.
+    fn turn(&self, has_parts: bool) -> Turn<'_> {
+        if has_parts {
+            return (None, Some(self.parts.write().unwrap_or_else(PoisonError::into_inner)));
+        }
+        (Some(self.parts.read().unwrap_or_else(PoisonError::into_inner)), None)
     }
 
-    /// Reads what is not aligned over aligned memory, as much at a time as fits.
-    fn read_carried(&self, lane: &mut Lane, batch: &mut [ReadRequest<'_>]) -> Result<()> {
-        let mut carried = Vec::new();
-        for (request, ReadRequest { offset, buffer }) in batch.iter().enumerate() {
-            if !self.is_plain(*offset, buffer) {
-                carry(&mut carried, request, *offset, 0, buffer.len());
-            }
+    /// How a batch goes to the disk; around the page cache by whole blocks only.
+    fn plan(&self, extents: impl Iterator<Item = (u64, *const u8, usize)>) -> Plan {
+        let extents: Vec<Extent> = extents
+            .map(|(offset, start, length)| {
+                let aligned = start.addr().is_multiple_of(BLOCK_BYTES);
+                Extent { offset, length, aligned }
+            })
+            .collect();
+        if self.direct {
+            return Plan::new(&extents);
         }
-        for group in groups(&mut carried) {
-            let mut bounce = lane.bounce.take().unwrap_or_else(new_bounce);
-            let result = self.run("read", lane, split(&mut bounce, group));
-            if result.is_ok() {
-                for part in group.iter() {
-                    let ReadRequest { offset, buffer } = &mut batch[part.request];
-                    buffer[part.from..part.from + part.length]
-                        .copy_from_slice(&bounce[part.range(*offset)]);
-                }
-            }
-            lane.bounce = Some(bounce);
-            result?;
-        }
-        Ok(())
+        Plan { plain: (0..extents.len()).collect(), groups: Vec::new() }
     }
 
-    /// Writes the whole blocks of requests in unaligned memory or at unaligned offsets.
-    fn write_carried(&self, lane: &mut Lane, batch: &[WriteRequest<'_>]) -> Result<()> {
-        let mut carried = Vec::new();
-        for (request, WriteRequest { offset, data }) in batch.iter().enumerate() {
-            if !self.is_plain(*offset, data) {
-                let (head, middle) = head_and_middle(*offset, data.len());
-                carry(&mut carried, request, *offset, head, middle);
-            }
-        }
-        for group in groups(&mut carried) {
-            let mut bounce = lane.bounce.take().unwrap_or_else(new_bounce);
-            for part in group.iter() {
-                let WriteRequest { offset, data } = batch[part.request];
-                bounce[part.range(offset)]
-                    .copy_from_slice(&data[part.from..part.from + part.length]);
-            }
-            let pieces = group
-                .iter()
-                .map(|part| {
-                    let blocks = &bounce[part.place..part.place + part.block_bytes];
-                    Piece::write(part.block_offset, blocks)
-                })
-                .collect();
-            let result = self.run("write", lane, pieces);
-            lane.bounce = Some(bounce);
-            result?;
-        }
-        Ok(())
-    }
-
-    /// Writes parts of blocks, one after the other: two of a batch may lie in the same block.
-    fn write_parts(&self, lane: &mut Lane, batch: &[WriteRequest<'_>]) -> Result<()> {
-        for WriteRequest { offset, data } in batch {
-            if self.is_plain(*offset, data) {
-                continue;
-            }
-            let (head, middle) = head_and_middle(*offset, data.len());
-            self.write_part(lane, *offset, &data[..head])?;
-            let tail = head + middle;
-            self.write_part(lane, *offset + tail as u64, &data[tail..])?;
-        }
-        Ok(())
-    }
-
-    fn write_part(&self, lane: &mut Lane, offset: u64, data: &[u8]) -> Result<()> {
-        if data.is_empty() {
-            return Ok(());
-        }
+    /// Writes the runs of a group: what they fill only in part is read first, all in one go.
+    fn write_group(
+        &self,
+        lane: &mut Lane,
+        group: &Group,
+        batch: &[WriteRequest<'_>],
+    ) -> Result<()> {
         let mut bounce = lane.bounce.take().unwrap_or_else(new_bounce);
-        let block = &mut bounce[..BLOCK_BYTES];
-        let block_offset = offset - offset % BLOCK;
-        let from = length(offset % BLOCK);
-        let mut result = self.run("read", lane, vec![Piece::read(block_offset, block)]);
+        let mut result = self.run("read", lane, split(&mut bounce, &group.partial));
         if result.is_ok() {
-            block[from..from + data.len()].copy_from_slice(data);
-            result = self.run("write", lane, vec![Piece::write(block_offset, block)]);
+            for Copied { request, from, place } in &group.copies {
+                bounce[place.clone()].copy_from_slice(&batch[*request].data[from.clone()]);
+            }
+            let write = |run: &Run| Piece::write(run.offset, &bounce[run.place..][..run.length]);
+            result = self.run("write", lane, group.runs.iter().map(write).collect());
         }
         lane.bounce = Some(bounce);
         result
     }
 
-    fn has_parts(&self, batch: &[WriteRequest<'_>]) -> bool {
-        self.direct
-            && batch.iter().any(|request| {
-                !request.offset.is_multiple_of(BLOCK)
-                    || !request.data.len().is_multiple_of(BLOCK_BYTES)
-            })
+    fn read_group(
+        &self,
+        lane: &mut Lane,
+        group: &Group,
+        batch: &mut [ReadRequest<'_>],
+    ) -> Result<()> {
+        let mut bounce = lane.bounce.take().unwrap_or_else(new_bounce);
+        let result = self.run("read", lane, split(&mut bounce, &group.runs));
+        if result.is_ok() {
+            for Copied { request, from, place } in &group.copies {
+                batch[*request].buffer[from.clone()].copy_from_slice(&bounce[place.clone()]);
+            }
+        }
+        lane.bounce = Some(bounce);
+        result
     }
 }
 
@@ -332,17 +273,22 @@ impl BlockFile for UringFile {
         for request in batch.iter() {
             self.plain.check("read", request.offset, request.buffer.len())?;
         }
+        let plan = self.plan(
+            batch
+                .iter()
+                .map(|ReadRequest { offset, buffer }| (*offset, buffer.as_ptr(), buffer.len())),
+        );
+        let mut plain = vec![false; batch.len()];
+        plan.plain.iter().for_each(|request| plain[*request] = true);
         self.with_lane(|lane| {
-            let mut pieces = Vec::with_capacity(batch.len());
-            for ReadRequest { offset, buffer } in batch.iter_mut() {
-                if self.is_plain(*offset, buffer) {
-                    let offsets = (*offset..).step_by(PIECE_BYTES);
-                    let parts = offsets.zip(buffer.chunks_mut(PIECE_BYTES));
-                    pieces.extend(parts.map(|(offset, part)| Piece::read(offset, part)));
-                }
+            let mut pieces = Vec::with_capacity(plan.plain.len());
+            let requests = batch.iter_mut().zip(&plain).filter(|(_, plain)| **plain);
+            for (ReadRequest { offset, buffer }, _) in requests {
+                let parts = (*offset..).step_by(PIECE_BYTES).zip(buffer.chunks_mut(PIECE_BYTES));
+                pieces.extend(parts.map(|(offset, part)| Piece::read(offset, part)));
             }
             self.run("read", lane, pieces)?;
-            self.read_carried(lane, batch)
+            plan.groups.iter().try_for_each(|group| self.read_group(lane, group, batch))
         })
     }
 
@@ -350,31 +296,24 @@ impl BlockFile for UringFile {
         for request in batch {
             self.plain.check("write", request.offset, request.data.len())?;
         }
+        let plan = self.plan(
+            batch.iter().map(|WriteRequest { offset, data }| (*offset, data.as_ptr(), data.len())),
+        );
+        let _turn = self.turn(plan.has_parts());
         self.with_lane(|lane| {
-            {
-                let _shared = self.parts.read().unwrap_or_else(PoisonError::into_inner);
-                let mut pieces = Vec::with_capacity(batch.len());
-                for WriteRequest { offset, data } in batch {
-                    if self.is_plain(*offset, data) {
-                        let offsets = (*offset..).step_by(PIECE_BYTES);
-                        let parts = offsets.zip(data.chunks(PIECE_BYTES));
-                        pieces.extend(parts.map(|(offset, part)| Piece::write(offset, part)));
-                    }
-                }
-                self.run("write", lane, pieces)?;
-                self.write_carried(lane, batch)?;
+            let mut pieces = Vec::with_capacity(plan.plain.len());
+            for WriteRequest { offset, data } in plan.plain.iter().map(|index| &batch[*index]) {
+                let parts = (*offset..).step_by(PIECE_BYTES).zip(data.chunks(PIECE_BYTES));
+                pieces.extend(parts.map(|(offset, part)| Piece::write(offset, part)));
             }
-            if self.has_parts(batch) {
-                let _alone = self.parts.write().unwrap_or_else(PoisonError::into_inner);
-                self.write_parts(lane, batch)?;
-            }
-            Ok(())
+            self.run("write", lane, pieces)?;
+            plan.groups.iter().try_for_each(|group| self.write_group(lane, group, batch))
         })
     }
 
     fn zero(&self, offset: u64, length: u64) -> Result<()> {
         let punch = |offset, length| {
-            let _shared = self.parts.read().unwrap_or_else(PoisonError::into_inner);
+            let _turn = self.turn(false);
             self.plain.punch(offset, length)
         };
         self.plain.zero_by(offset, length, punch, |batch| self.write(batch))
@@ -390,61 +329,17 @@ impl BlockFile for UringFile {
 }
 
 fn new_bounce() -> AlignedBuffer {
-    AlignedBuffer::zeroed(BOUNCE_BYTES)
+    AlignedBuffer::zeroed(CARRY_BYTES)
 }
 
-/// Bytes before the first whole block of a range, and bytes of its whole blocks.
-fn head_and_middle(offset: u64, bytes: usize) -> (usize, usize) {
-    let head = length(offset.next_multiple_of(BLOCK) - offset).min(bytes);
-    (head, (bytes - head) / BLOCK_BYTES * BLOCK_BYTES)
-}
-
-/// Cuts `bytes` of a request from `from` into parts of at most `PIECE_BYTES` of whole blocks.
-fn carry(carried: &mut Vec<Carried>, request: usize, offset: u64, from: usize, bytes: usize) {
-    let mut done = 0;
-    while done < bytes {
-        let start = offset + (from + done) as u64;
-        let block_offset = start - start % BLOCK;
-        let skip = length(start % BLOCK);
-        let part = (PIECE_BYTES - skip).min(bytes - done);
-        carried.push(Carried {
-            request,
-            from: from + done,
-            length: part,
-            block_offset,
-            block_bytes: (skip + part).next_multiple_of(BLOCK_BYTES),
-            place: 0,
-        });
-        done += part;
-    }
-}
-
-/// Gives the parts places in the aligned memory, and groups them by what fits at once.
-fn groups(carried: &mut [Carried]) -> impl Iterator<Item = &[Carried]> {
-    let mut end = 0;
-    for part in carried.iter_mut() {
-        if end + part.block_bytes > BOUNCE_BYTES {
-            end = 0;
-        }
-        part.place = end;
-        end += part.block_bytes;
-    }
-    // Places grow within a group and begin again with the next.
-    carried.chunk_by(|earlier, later| earlier.place < later.place)
-}
-
-/// The parts' shares of the aligned memory, to be read into.
-fn split<'a>(mut bounce: &'a mut [u8], group: &[Carried]) -> Vec<Piece<'a>> {
-    let mut pieces = Vec::with_capacity(group.len());
-    for part in group {
-        let (blocks, rest) = bounce.split_at_mut(part.block_bytes);
-        pieces.push(Piece::read(part.block_offset, blocks));
-        bounce = rest;
+/// The places of runs in the aligned memory, to be read into.
+fn split<'a>(mut bounce: &'a mut [u8], runs: &[Run]) -> Vec<Piece<'a>> {
+    let mut pieces = Vec::with_capacity(runs.len());
+    let mut at = 0;
+    for run in runs {
+        let (blocks, rest) = bounce.split_at_mut(run.place - at).1.split_at_mut(run.length);
+        pieces.push(Piece::read(run.offset, blocks));
+        (bounce, at) = (rest, run.place + run.length);
     }
     pieces
-}
-
-/// A length that a slice has bounded.
-fn length(bytes: u64) -> usize {
-    usize::try_from(bytes).expect("bounded by a slice's length")
 }
