@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 use rand::{Rng, RngCore, SeedableRng};
-use redoubt_engine::buffer::{AlignedBuffer, BLOCK_BYTES};
-use redoubt_engine::directory::DirectoryStorage;
-use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Storage, WriteRequest};
+use redoubt_engine::buffer::{AlignedBuffer, BLOCK_BYTES, BufferPool};
+use redoubt_engine::ring::{BlockQueue, Direction, FileSlot, Operation, Priority, Ring};
+use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Storage};
 use redoubt_engine::uring_directory::{UringOptions, UringStorage};
 use redoubt_log::frame::{FrameBuilder, FrameKey, FrameLimits, FrameMeta, FramePool, SealBuffers};
 use redoubt_log::segment::{ENTRY_HEADER_SIZE, entry_length};
@@ -20,6 +20,8 @@ use redoubt_log::{
 use redoubt_master_target::store::{
     Admitted, ApplyOutcome, DiskSpec, Store, StoreMachine, StoreOptions,
 };
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -91,7 +93,7 @@ impl ApplyBench {
         let region = self.mebibytes * MIB * SPREAD;
         let mut random = StdRng::seed_from_u64(self.seed);
         let mut ours = Ours::new(&directory.path().join("ours"), region * self.rounds)?;
-        let peer = peer(&directory.path().join("peer"), kind, region * self.rounds)?;
+        let mut peer = Peer::new(&directory.path().join("peer"), kind, region * self.rounds)?;
         let mut content = AlignedBuffer::zeroed(usize::try_from(self.mebibytes * MIB)?);
         let (mut rounds, mut bytes, mut journalled) = (Vec::new(), 0, 0);
         for round in 0..self.rounds {
@@ -102,7 +104,7 @@ impl ApplyBench {
                     fill(&mut random, &mut content, &writes);
                     ours.deliver(&writes, &content, kind == Kind::Kept)?;
                     ours.apply()?;
-                    write(&*peer, &writes, &content)?;
+                    peer.write(&writes, &content)?;
                 }
             }
             let writes = self.writes(&mut random, kind, start, region);
@@ -110,10 +112,10 @@ impl ApplyBench {
             journalled += ours.deliver(&writes, &content, kind == Kind::Kept)?;
             bytes = writes.iter().map(|(_, length)| *length as u64).sum();
             let applied = timed(|| ours.apply())?;
-            rounds.push((applied, timed(|| write(&*peer, &writes, &content))?));
+            rounds.push((applied, timed(|| peer.write(&writes, &content))?));
             ours.machine.free_segments(WallTime(round), Duration::ZERO)?;
         }
-        same(&*ours.replica()?, &*peer)?;
+        same(&*ours.replica()?, &peer.file)?;
         Ok(Row::new(name, journalled as f64 / (bytes * self.rounds) as f64, bytes, &rounds))
     }
 
@@ -287,41 +289,79 @@ impl Ours {
     }
 }
 
-/// A plain program's file: around the page cache with as many writes in flight as the store has, or
-/// through it where parts of blocks are written.
-fn peer(root: &Path, kind: Kind, bytes: u64) -> Result<Arc<dyn BlockFile>> {
-    let storage: Arc<dyn Storage> = match kind {
-        Kind::Parts => Arc::new(DirectoryStorage::new(root)),
-        _ => Arc::new(UringStorage::new(root, UringOptions::default())?),
-    };
-    storage.create_directory(Path::new(""))?;
-    Ok(storage.open(Path::new("disk"), Open::CreateSparse(bytes))?)
+/// A plain program: the writes in the order given, as many in flight as the store has, around the
+/// page cache; where parts of blocks are written, one by one through it.
+struct Peer {
+    file: File,
+    in_flight: Option<(Ring, BufferPool)>,
 }
 
-fn write(file: &dyn BlockFile, writes: &[(u64, usize)], content: &[u8]) -> Result<()> {
-    let mut rest = content;
-    let mut batch = Vec::with_capacity(writes.len());
-    for (offset, length) in writes {
-        let (data, behind) = rest.split_at(*length);
-        batch.push(WriteRequest { offset: *offset, data });
-        rest = behind;
+impl Peer {
+    fn new(path: &Path, kind: Kind, bytes: u64) -> Result<Self> {
+        File::create_new(path)?.set_len(bytes)?;
+        let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+        if kind == Kind::Parts {
+            return Ok(Self { file: open(0)?, in_flight: None });
+        }
+        // A file system in memory has no way around the cache.
+        let file = open(libc::O_DIRECT).or_else(|_| open(0))?;
+        let depth = UringOptions::default().depth;
+        let (mut ring, pool) = (Ring::new(depth)?, BufferPool::new(depth, LONG_BYTES));
+        ring.register_files(&[file.try_clone()?])?;
+        ring.register_buffers(&pool)?;
+        Ok(Self { file, in_flight: Some((ring, pool)) })
     }
-    file.write(&batch)?;
-    Ok(file.sync()?)
+
+    fn write(&mut self, writes: &[(u64, usize)], content: &[u8]) -> Result<()> {
+        let mut rest = content;
+        for (offset, length) in writes {
+            let (data, behind) = rest.split_at(*length);
+            rest = behind;
+            match &mut self.in_flight {
+                None => self.file.write_all_at(data, *offset)?,
+                Some((ring, pool)) => submit(ring, pool, *offset, data)?,
+            }
+        }
+        if let Some((ring, _)) = &mut self.in_flight {
+            reap(ring, usize::MAX)?;
+        }
+        Ok(self.file.sync_data()?)
+    }
+}
+
+fn submit(ring: &mut Ring, pool: &BufferPool, offset: u64, data: &[u8]) -> Result<()> {
+    let mut taken = pool.take();
+    while taken.is_none() {
+        reap(ring, 1)?;
+        taken = pool.take();
+    }
+    let mut buffer = taken.context("a buffer is free")?;
+    buffer[..data.len()].copy_from_slice(data);
+    let (file, length, direction) = (FileSlot(0), data.len(), Direction::Write);
+    let priority = Priority::Normal;
+    let operation = Operation { token: 0, file, offset, length, direction, priority, buffer };
+    ring.submit(operation).map_err(|(_, error)| error)?;
+    Ok(())
+}
+
+fn reap(ring: &mut Ring, wait: usize) -> Result<()> {
+    let mut ended = Vec::new();
+    ring.reap(wait, &mut ended)?;
+    ended.into_iter().try_for_each(|completion| completion.result.map(drop))?;
+    Ok(())
 }
 
 /// Refuses to state a speed at which something else was written.
-fn same(ours: &dyn BlockFile, peer: &dyn BlockFile) -> Result<()> {
-    ensure!(ours.size() == peer.size(), "the files have different sizes");
+fn same(ours: &dyn BlockFile, peer: &File) -> Result<()> {
+    ensure!(ours.size() == peer.metadata()?.len(), "the files have different sizes");
     let mut windows =
         [AlignedBuffer::zeroed(COMPARED_BYTES), AlignedBuffer::zeroed(COMPARED_BYTES)];
     let mut at = 0;
     while at < ours.size() {
         let length = usize::try_from(ours.size() - at)
             .map_or(COMPARED_BYTES, |left| left.min(COMPARED_BYTES));
-        for (file, window) in [ours, peer].into_iter().zip(&mut windows) {
-            file.read(&mut [ReadRequest { offset: at, buffer: &mut window[..length] }])?;
-        }
+        ours.read(&mut [ReadRequest { offset: at, buffer: &mut windows[0][..length] }])?;
+        peer.read_exact_at(&mut windows[1][..length], at)?;
         ensure!(windows[0][..length] == windows[1][..length], "the replica differs near {at}");
         at += length as u64;
     }
