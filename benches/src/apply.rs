@@ -234,6 +234,7 @@ impl Ours {
                 at: WallTime(self.last.0),
                 label: String::new(),
                 disks,
+                proven: true,
             },
             &[],
         )?;

@@ -1,7 +1,10 @@
 //! One lz4 block, for the files of crates above that keep content: lz4_flex stays in this crate.
 //! Decompression trusts nothing: it never writes past the length that the caller allows.
 
-use lz4_flex::block::{compress_into, decompress_into, get_maximum_output_size};
+use lz4_flex::block::{
+    CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size,
+};
+use std::fmt;
 
 /// Compression pays from this part of the content on: less is not worth a reader's decompression.
 const SAVING_LEAST: usize = 8;
@@ -17,15 +20,34 @@ pub struct BlockError {
     pub length: usize,
 }
 
-/// The content as one lz4 block, or `None` where that does not pay.
-pub fn compress(content: &[u8]) -> Option<Vec<u8>> {
-    if content.len() < COMPRESSED_LEAST {
-        return None;
+/// Makes blocks one after the other; its table is kept between them.
+#[derive(Default)]
+pub struct BlockCompressor {
+    table: CompressTable,
+}
+
+impl fmt::Debug for BlockCompressor {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("BlockCompressor")
     }
-    let mut block = vec![0; get_maximum_output_size(content.len())];
-    let length = compress_into(content, &mut block).ok()?;
-    block.truncate(length);
-    (length <= content.len() - content.len() / SAVING_LEAST).then_some(block)
+}
+
+impl BlockCompressor {
+    /// Fills `room`, of [`room_for`] bytes at least, with the content as one lz4 block, and returns
+    /// the block's length; `None` where that does not pay, and what is in the room then means
+    /// nothing.
+    pub fn compress(&mut self, content: &[u8], room: &mut [u8]) -> Option<usize> {
+        if content.len() < COMPRESSED_LEAST {
+            return None;
+        }
+        let length = compress_into_with_table(content, room, &mut self.table).ok()?;
+        (length <= content.len() - content.len() / SAVING_LEAST).then_some(length)
+    }
+}
+
+/// Bytes that the block of so many bytes of content may take before it is known whether it pays.
+pub fn room_for(content_length: usize) -> usize {
+    get_maximum_output_size(content_length)
 }
 
 /// The content of a block, which must have exactly `length` bytes: a bound that the caller has
@@ -41,6 +63,13 @@ pub fn decompress(block: &[u8], length: usize) -> Result<Vec<u8>, BlockError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn compress(content: &[u8]) -> Option<Vec<u8>> {
+        let mut room = vec![0; room_for(content.len())];
+        let length = BlockCompressor::default().compress(content, &mut room)?;
+        room.truncate(length);
+        Some(room)
+    }
 
     #[test]
     fn content_comes_back_and_other_lengths_are_refused() {

@@ -185,7 +185,7 @@ impl Interval {
         )?;
         for disk in self.retained.iter() {
             let file = shared.replica(disk)?;
-            replica::copy_old_content(&*file, disk, self.fold.ranges(disk), &mut writer)?;
+            replica::copy_old_content(&*file, disk, &self.fold, &mut writer)?;
         }
         writer.finish()
     }

@@ -3,6 +3,7 @@
 
 use super::error::{Result, StoreError};
 use super::view::View;
+use redoubt_engine::buffer::AlignedBuffer;
 use redoubt_engine::storage::{BlockFile, WriteRequest};
 use redoubt_log::{ByteRange, is_zero};
 
@@ -22,7 +23,7 @@ pub fn copy_out(
     if to.size() < view.size() {
         return Err(StoreError::CopyTooSmall { size: to.size(), needed: view.size() });
     }
-    let mut window = vec![0; WINDOW];
+    let mut window = AlignedBuffer::zeroed(WINDOW);
     let mut at = 0;
     while at < view.size() {
         let data = view.next_data(at)?.unwrap_or(ByteRange::new(view.size(), 0));

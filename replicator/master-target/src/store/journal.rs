@@ -8,6 +8,7 @@ use super::index::{JournalIndex, Mark, Segment};
 use super::layout::MachineLayout;
 use super::rules::{Rule, holds};
 use super::shared::{create_anew, lock};
+use redoubt_engine::buffer::AlignedBuffer;
 use redoubt_engine::storage::{BlockFile, Open, Storage, WriteRequest};
 use redoubt_log::frame::{Frame, FrameFlags, FrameHeader, PlacedRecord};
 use redoubt_log::segment::{
@@ -393,8 +394,8 @@ fn create_segment(
 ) -> Result<Arc<dyn BlockFile>> {
     let path = layout.segment(header.number);
     let file = create_anew(storage, &path, Open::CreateAllocated(bytes))?;
-    let mut block = [0; SEGMENT_HEADER_SIZE];
-    header.encode(&mut block);
+    let mut block = AlignedBuffer::zeroed(SEGMENT_HEADER_SIZE);
+    header.encode(block.first_chunk_mut().expect("the buffer has the header's size"));
     file.write(&[WriteRequest { offset: 0, data: &block }])?;
     file.sync()?;
     storage.sync_directory(&layout.journal())?;

@@ -27,6 +27,7 @@ mod rules;
 mod segment_reader;
 mod shared;
 mod view;
+mod window;
 
 #[cfg(test)]
 mod tests;

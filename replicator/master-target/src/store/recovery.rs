@@ -10,6 +10,7 @@ use super::layout::{MachineLayout, parse_segment_name};
 use super::manifest::Manifest;
 use super::rules::{Rule, holds};
 use super::segment_reader::SegmentReader;
+use redoubt_engine::buffer::AlignedBuffer;
 use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Storage, WriteRequest};
 use redoubt_log::frame::{Frame, FrameFlags, FrameHeader};
 use redoubt_log::segment::{
@@ -256,11 +257,11 @@ impl<'a> Walk<'a> {
 
 /// The segment's header; `None` where this is the last segment and a cut ended its creation.
 fn read_header(file: &dyn BlockFile, path: &Path, is_last: bool) -> Result<Option<SegmentHeader>> {
-    let mut block = [0; SEGMENT_HEADER_SIZE];
+    let mut block = AlignedBuffer::zeroed(SEGMENT_HEADER_SIZE);
     if file.size() >= SEGMENT_HEADER_SIZE as u64 {
         file.read(&mut [ReadRequest { offset: 0, buffer: &mut block }])?;
     }
-    match SegmentHeader::parse(&block) {
+    match SegmentHeader::parse(block.first_chunk().expect("the buffer has the header's size")) {
         Ok(header) => Ok(Some(header)),
         Err(SegmentError::Version { version }) => Err(newer(path, version)),
         // The header is durable before the first entry is written: without it there is none.
@@ -282,7 +283,7 @@ fn is_unused(file: &dyn BlockFile) -> Result<bool> {
         return Ok(true);
     };
     let length = usize::try_from(left).map_or(ENTRY_ALIGNMENT, |left| left.min(ENTRY_ALIGNMENT));
-    let mut block = vec![0; length];
+    let mut block = AlignedBuffer::zeroed(length);
     file.read(&mut [ReadRequest { offset: start, buffer: &mut block }])?;
     Ok(is_zero(&block))
 }
@@ -291,7 +292,8 @@ fn is_unused(file: &dyn BlockFile) -> Result<bool> {
 /// survived a cut could follow a new one later. A whole frame far behind proves that the entry here
 /// was durable once, and is damage.
 fn erase_behind(file: &dyn BlockFile, path: &Path, end: u64) -> Result<()> {
-    let mut window = vec![0; ERASE_WINDOW];
+    let left = usize::try_from(file.size() - end).unwrap_or(ERASE_WINDOW);
+    let mut window = AlignedBuffer::zeroed(left.min(ERASE_WINDOW));
     let mut used = Vec::new();
     let mut offset = end;
     while offset < file.size() {

@@ -16,7 +16,10 @@ use super::error::{Result, StoreError};
 use super::layout::MachineLayout;
 use super::manifest::RetentionSpan;
 use super::shared::create_anew;
-use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Storage, WriteRequest};
+use super::window::{Appender, Window};
+use redoubt_engine::buffer::AlignedBuffer;
+use redoubt_engine::storage::{BlockFile, Open, Storage, WriteRequest};
+use redoubt_log::block::{BlockCompressor, decompress, room_for};
 use redoubt_log::{ByteRange, DiskIndex, DiskSet, MachineId, Sequence};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,6 +43,10 @@ const HEADER_USED: usize = 80;
 const ENTRIES_PER_PAGE: usize = (PAGE_LENGTH - PAGE_HEAD_LENGTH) / ENTRY_LENGTH;
 /// Bytes collected before they are written: large enough for the disk, small in the budget.
 const BUFFER_LIMIT: usize = 1 << 20;
+/// What the longest piece needs before it is known whether it compresses, and a block that waits.
+const BUFFER_LEAST: usize = 80 << 10;
+/// Bytes of pieces read at once, where several stand one behind the other: as above.
+const READ_AHEAD: usize = 1 << 20;
 /// The longest run of zeros in one entry, so that its length fits.
 const ZERO_LIMIT: u64 = 1 << 30;
 
@@ -51,6 +58,12 @@ pub(super) enum Form {
     Zero = 0,
     Raw = 1,
     Lz4 = 2,
+}
+
+/// What a piece holds.
+pub(super) enum Content<'a> {
+    Zeros,
+    Bytes(&'a [u8]),
 }
 
 /// One piece of old content.
@@ -69,6 +82,11 @@ impl Entry {
     /// What of the disk it holds.
     pub(super) fn range(&self) -> ByteRange {
         ByteRange::new(self.offset, u64::from(self.length))
+    }
+
+    /// Where in the file its stored bytes end.
+    fn stored_end(&self) -> u64 {
+        self.stored_at.saturating_add(u64::from(self.stored_length))
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
@@ -129,8 +147,8 @@ pub(super) struct RetentionWriter {
     from: Sequence,
     to: Sequence,
     disks: DiskSet,
-    buffer: Vec<u8>,
-    buffer_at: u64,
+    out: Appender,
+    compressor: BlockCompressor,
     page: Vec<Entry>,
     top: Vec<Top>,
     last: Option<(DiskIndex, u64)>,
@@ -153,14 +171,15 @@ impl RetentionWriter {
         let index = pages * (PAGE_LENGTH + TOP_LENGTH) as u64;
         let size = (HEADER_LENGTH as u64 + bytes + index).next_multiple_of(PAGE_LENGTH as u64);
         let file = create_anew(storage, &layout.unsealed(from, to), Open::CreateSparse(size))?;
+        let buffer = usize_of(size).clamp(BUFFER_LEAST, BUFFER_LIMIT);
         Ok(Self {
+            out: Appender::new(file.clone(), HEADER_LENGTH as u64, buffer),
             file,
             machine,
             from,
             to,
             disks: DiskSet::default(),
-            buffer: Vec::with_capacity(BUFFER_LIMIT + usize_of(PIECE_LIMIT)),
-            buffer_at: HEADER_LENGTH as u64,
+            compressor: BlockCompressor::default(),
             page: Vec::with_capacity(ENTRIES_PER_PAGE),
             top: Vec::new(),
             last: None,
@@ -192,28 +211,32 @@ impl RetentionWriter {
         if content.iter().all(|byte| *byte == 0) {
             return self.push_zeros(disk, ByteRange::new(offset, content.len() as u64));
         }
-        let packed = redoubt_log::block::compress(content);
-        let (form, stored) = match &packed {
-            Some(packed) => (Form::Lz4, packed.as_slice()),
-            None => (Form::Raw, content),
+        let stored_at = self.out.position();
+        let room = self.out.room(room_for(content.len()))?;
+        let (form, stored_length) = match self.compressor.compress(content, room) {
+            Some(length) => (Form::Lz4, length),
+            None => {
+                room[..content.len()].copy_from_slice(content);
+                (Form::Raw, content.len())
+            }
         };
-        let entry = Entry {
+        let checksum = crc32c::crc32c(&room[..stored_length]);
+        self.out.took(stored_length);
+        self.push_entry(Entry {
             disk,
             form,
-            checksum: crc32c::crc32c(stored),
+            checksum,
             offset,
             length: u32_of(content.len() as u64),
-            stored_length: u32_of(stored.len() as u64),
-            stored_at: self.cursor(),
-        };
-        self.buffer.extend_from_slice(stored);
-        self.push_entry(entry)
+            stored_length: u32_of(stored_length as u64),
+            stored_at,
+        })
     }
 
     /// Writes the index and the header and syncs; the file still has its unsealed name.
     pub(super) fn finish(mut self) -> Result<RetentionSpan> {
         self.flush_page()?;
-        let top_at = self.cursor();
+        let top_at = self.out.position();
         let mut top = Vec::with_capacity(self.top.len() * TOP_LENGTH);
         for page in &self.top {
             top.extend(u64::from(page.disk.0).to_le_bytes());
@@ -227,15 +250,11 @@ impl RetentionWriter {
             top_at,
             top_checksum: crc32c::crc32c(&top),
         };
-        self.buffer.extend_from_slice(&top);
-        self.flush()?;
+        self.out.put(&top)?;
+        self.out.finish()?;
         self.file.write(&[WriteRequest { offset: 0, data: &header.encode() }])?;
         self.file.sync()?;
         Ok(header.span)
-    }
-
-    fn cursor(&self) -> u64 {
-        self.buffer_at + self.buffer.len() as u64
     }
 
     fn push_entry(&mut self, entry: Entry) -> Result<()> {
@@ -247,23 +266,15 @@ impl RetentionWriter {
         if self.page.len() == ENTRIES_PER_PAGE {
             self.flush_page()?;
         }
-        if self.buffer.len() >= BUFFER_LIMIT { self.flush() } else { Ok(()) }
+        Ok(())
     }
 
     fn flush_page(&mut self) -> Result<()> {
         let Some(first) = self.page.first() else { return Ok(()) };
-        let page_at = self.cursor();
+        let page_at = self.out.position();
         self.top.push(Top { disk: first.disk, offset: first.offset, page_at });
-        let bytes = encode_page(&self.page, page_at, self.to);
-        self.buffer.extend_from_slice(&bytes);
+        self.out.put(&encode_page(&self.page, page_at, self.to))?;
         self.page.clear();
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.file.write(&[WriteRequest { offset: self.buffer_at, data: &self.buffer }])?;
-        self.buffer_at += self.buffer.len() as u64;
-        self.buffer.clear();
         Ok(())
     }
 }
@@ -316,8 +327,8 @@ pub(super) struct Header {
 }
 
 impl Header {
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_LENGTH);
+    fn encode(&self) -> AlignedBuffer {
+        let mut bytes = Vec::with_capacity(HEADER_USED + 4);
         bytes.extend(MAGIC);
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(self.top_checksum.to_le_bytes());
@@ -329,8 +340,9 @@ impl Header {
         }
         debug_assert_eq!(bytes.len(), HEADER_USED);
         bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
-        bytes.resize(HEADER_LENGTH, 0);
-        bytes
+        let mut block = AlignedBuffer::zeroed(HEADER_LENGTH);
+        block[..bytes.len()].copy_from_slice(&bytes);
+        block
     }
 
     pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
@@ -394,12 +406,12 @@ impl RetentionReader {
     ) -> Result<Self> {
         let path = layout.sealed(from, to);
         let file = storage.open(&path, Open::ReadOnly)?;
-        let mut bytes = vec![0; HEADER_LENGTH];
         if file.size() < HEADER_LENGTH as u64 {
             return Err(StoreError::damaged(&path, 0, "shorter than its header"));
         }
-        file.read(&mut [ReadRequest { offset: 0, buffer: &mut bytes }])?;
-        let header = Header::decode(&path, &bytes)?;
+        let mut window = Window::new(HEADER_LENGTH);
+        let bytes = window.bytes(&*file, 0, HEADER_LENGTH, HEADER_LENGTH as u64)?;
+        let header = Header::decode(&path, bytes)?;
         if header.machine != machine || (header.span.from, header.span.to) != (from, to) {
             return Err(StoreError::damaged(&path, 0, "the header is another file's"));
         }
@@ -457,17 +469,27 @@ impl RetentionReader {
         Ok(None)
     }
 
-    /// Fills `buffer` with what the disk held at `offset`, which must lie within the piece.
-    pub(super) fn load(&self, entry: &Entry, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let wanted = ByteRange::new(offset, buffer.len() as u64);
-        assert!(entry.range().contains(&wanted), "{wanted} lies within the piece");
-        if entry.form == Form::Zero {
-            buffer.fill(0);
-            return Ok(());
+    /// Calls `each` with what the pieces hold, in their order: those that stand one behind the
+    /// other in the file are read together.
+    pub(super) fn load(
+        &self,
+        entries: &[Entry],
+        mut each: impl FnMut(&Entry, Content<'_>),
+    ) -> Result<()> {
+        let mut window = Window::new(READ_AHEAD);
+        let end = entries.iter().map(Entry::stored_end).max().unwrap_or(0);
+        for entry in entries {
+            match entry.form {
+                Form::Zero => each(entry, Content::Zeros),
+                Form::Raw => each(entry, Content::Bytes(self.stored(&mut window, entry, end)?)),
+                Form::Lz4 => {
+                    let stored = self.stored(&mut window, entry, end)?;
+                    let content = decompress(stored, entry.length as usize)
+                        .map_err(|_| self.damaged(entry, "a piece does not decompress"))?;
+                    each(entry, Content::Bytes(&content));
+                }
+            }
         }
-        let content = self.content(entry)?;
-        let skip = usize_of(offset - entry.offset);
-        buffer.copy_from_slice(&content[skip..skip + buffer.len()]);
         Ok(())
     }
 
@@ -475,36 +497,30 @@ impl RetentionReader {
     pub(super) fn check(&self) -> Result<u64> {
         let mut bytes = 0;
         for index in 0..self.top.len() {
-            for entry in self.page(index)?.iter() {
-                bytes += u64::from(entry.length);
-                if entry.form != Form::Zero {
-                    self.content(entry)?;
-                }
-            }
+            let page = self.page(index)?;
+            self.load(&page, |entry, _| bytes += u64::from(entry.length))?;
         }
         Ok(bytes)
     }
 
-    fn content(&self, entry: &Entry) -> Result<Vec<u8>> {
-        let damaged = |what| StoreError::damaged_at(&self.path, entry.stored_at, what);
-        let end = entry.stored_at.checked_add(u64::from(entry.stored_length));
-        if end.is_none_or(|end| end > self.file.size()) {
-            return Err(damaged("a piece lies beyond the end of the file"));
+    /// A piece as it is stored, its checksum checked; `end` is up to where reading ahead pays.
+    fn stored<'a>(&self, window: &'a mut Window, entry: &Entry, end: u64) -> Result<&'a [u8]> {
+        if entry.stored_end() > self.file.size() {
+            return Err(self.damaged(entry, "a piece lies beyond the end of the file"));
         }
-        let mut stored = vec![0; entry.stored_length as usize];
-        self.file.read(&mut [ReadRequest { offset: entry.stored_at, buffer: &mut stored }])?;
-        if crc32c::crc32c(&stored) != entry.checksum {
-            return Err(damaged("the checksum of a piece does not match"));
+        if entry.form == Form::Raw && entry.stored_length != entry.length {
+            return Err(self.damaged(entry, "a raw piece has another length than it states"));
         }
-        if entry.form == Form::Raw {
-            return if stored.len() == entry.length as usize {
-                Ok(stored)
-            } else {
-                Err(damaged("a raw piece has another length than it states"))
-            };
+        let length = entry.stored_length as usize;
+        let stored = &window.bytes(&*self.file, entry.stored_at, length, end)?[..length];
+        if crc32c::crc32c(stored) != entry.checksum {
+            return Err(self.damaged(entry, "the checksum of a piece does not match"));
         }
-        redoubt_log::block::decompress(&stored, entry.length as usize)
-            .map_err(|_| damaged("a piece does not decompress"))
+        Ok(stored)
+    }
+
+    fn damaged(&self, entry: &Entry, what: &str) -> StoreError {
+        StoreError::damaged_at(&self.path, entry.stored_at, what)
     }
 
     fn page(&self, index: usize) -> Result<Arc<Vec<Entry>>> {
@@ -515,13 +531,12 @@ impl RetentionReader {
             return Ok(page.clone());
         }
         let page_at = self.top[index].page_at;
-        let mut bytes = vec![0; PAGE_LENGTH];
         let damaged = |what| StoreError::damaged_at(&self.path, page_at, what);
-        if page_at.checked_add(PAGE_LENGTH as u64).is_none_or(|end| end > self.file.size()) {
-            return Err(damaged("an index page lies beyond the end of the file"));
-        }
-        self.file.read(&mut [ReadRequest { offset: page_at, buffer: &mut bytes }])?;
-        let page = decode_page(&bytes, page_at, self.span.to)
+        let end = page_at.checked_add(PAGE_LENGTH as u64).filter(|end| *end <= self.file.size());
+        let end = end.ok_or_else(|| damaged("an index page lies beyond the end of the file"))?;
+        let mut window = Window::new(PAGE_LENGTH);
+        let bytes = &window.bytes(&*self.file, page_at, PAGE_LENGTH, end)?[..PAGE_LENGTH];
+        let page = decode_page(bytes, page_at, self.span.to)
             .ok_or_else(|| damaged("the checksum of an index page does not match"))?;
         let page = Arc::new(page);
         *remembered = Some((index, page.clone()));
@@ -534,9 +549,10 @@ fn read_top(file: &dyn BlockFile, path: &Path, header: &Header) -> Result<Vec<To
     if !header.fits(file.size()) {
         return Err(damaged("the index lies beyond the end of the file"));
     }
-    let mut bytes = vec![0; usize_of(header.pages) * TOP_LENGTH];
-    file.read(&mut [ReadRequest { offset: header.top_at, buffer: &mut bytes }])?;
-    if crc32c::crc32c(&bytes) != header.top_checksum {
+    let length = usize_of(header.pages) * TOP_LENGTH;
+    let mut window = Window::new(length);
+    let bytes = &window.bytes(file, header.top_at, length, file.size())?[..length];
+    if crc32c::crc32c(bytes) != header.top_checksum {
         return Err(damaged("the checksum of the index does not match"));
     }
     let top: Option<Vec<Top>> = bytes.chunks_exact(TOP_LENGTH).map(Top::decode).collect();

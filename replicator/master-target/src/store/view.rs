@@ -4,7 +4,7 @@
 
 use super::error::{Result, StoreError};
 use super::manifest::Point;
-use super::retention::{Entry, RetentionReader};
+use super::retention::{Content, Entry, RetentionReader};
 use super::rules::{Rule, holds};
 use super::shared::{Shared, lock};
 use redoubt_engine::storage::{BlockFile, ReadRequest};
@@ -161,14 +161,22 @@ impl View {
             found.clear();
             file.find(self.disk, range, |entry| found.push(entry))?;
             let mut from = range.offset;
-            for entry in &found {
-                let Some(part) = entry.range().intersection(&range) else { continue };
+            file.load(&found, |entry, content| {
+                let Some(part) = entry.range().intersection(&range) else { return };
                 if from < part.offset {
                     left.push(ByteRange::between(from, part.offset));
                 }
-                file.load(entry, part.offset, slice(buffer, offset, part))?;
                 from = part.end();
-            }
+                let wanted = slice(buffer, offset, part);
+                match content {
+                    Content::Zeros => wanted.fill(0),
+                    Content::Bytes(bytes) => {
+                        let skip = usize::try_from(part.offset - entry.range().offset);
+                        let skip = skip.expect("a piece is far shorter than memory");
+                        wanted.copy_from_slice(&bytes[skip..skip + wanted.len()]);
+                    }
+                }
+            })?;
             if from < range.end() {
                 left.push(ByteRange::between(from, range.end()));
             }

@@ -8,7 +8,9 @@ use crate::store::{
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use redoubt_engine::directory::DirectoryStorage;
+use redoubt_engine::lying::{Fault, Kind, LyingStorage};
 use redoubt_engine::storage::{Open, ReadRequest, Storage};
+use redoubt_engine::uring_directory::{UringOptions, UringStorage};
 use redoubt_log::{DiskIndex, DiskSet, Incarnation, Record, WallTime};
 use std::path::Path;
 use std::sync::Arc;
@@ -50,14 +52,23 @@ fn churn(
     }
 }
 
-#[test]
-fn every_point_copies_out_as_it_was() {
-    let seed = 7;
-    let mut rng = StdRng::seed_from_u64(seed);
-    let root = tempfile::tempdir().unwrap();
-    let storage: Arc<dyn Storage> = Arc::new(DirectoryStorage::new(root.path().join("data")));
-    let options = StoreOptions { segment_bytes: 2 << 20, ranges_limit: 1200, ..Default::default() };
-    let store = Store::open(storage.clone(), options, WallTime(0)).unwrap();
+fn deliver_point(machine: &StoreMachine, agent: &mut Agent, at: WallTime) {
+    let mut disks = DiskSet::default();
+    disks.insert(DISK);
+    let end = vec![(Record::Consistent { disk: DISK }, vec![]), super::agent::marker(disks, at)];
+    deliver(machine, agent, end, at.0);
+}
+
+/// A machine of one disk. Its windows are so small that an interval needs several, of which one is
+/// filled while another is written.
+fn machine_on(storage: Arc<dyn Storage>) -> (StoreMachine, Agent) {
+    let options = StoreOptions {
+        segment_bytes: 2 << 20,
+        ranges_limit: 1200,
+        write_bytes: 0,
+        ..Default::default()
+    };
+    let store = Store::open(storage, options, WallTime(0)).unwrap();
     let machine = store.create_machine(MACHINE, "m", WallTime(0)).unwrap();
     let spec = DiskSpec {
         index: DISK,
@@ -66,17 +77,28 @@ fn every_point_copies_out_as_it_was() {
         logical_block_size: 512,
     };
     let hello = machine.hello(ADMITTED, false, std::slice::from_ref(&spec)).unwrap();
-    let mut agent = Agent::new(hello.generation, hello.incarnation);
+    (machine, Agent::new(hello.generation, hello.incarnation))
+}
+
+#[test]
+fn every_point_copies_out_as_it_was() {
+    let root = tempfile::tempdir().unwrap();
+    let blocking = DirectoryStorage::new(root.path().join("blocking"));
+    let ring = UringStorage::new(root.path().join("ring"), UringOptions::default()).unwrap();
+    copies_out(Arc::new(blocking));
+    copies_out(Arc::new(ring));
+}
+
+fn copies_out(storage: Arc<dyn Storage>) {
+    let seed = 7;
+    let mut rng = StdRng::seed_from_u64(seed);
+    let (machine, mut agent) = machine_on(storage.clone());
     let mut image = vec![0; SIZE];
     let mut images = Vec::new();
     for point in 1..5_u64 {
         churn(&mut rng, &machine, &mut agent, &mut image, 600);
-        let mut disks = DiskSet::default();
-        disks.insert(DISK);
         let at = WallTime(point * 1000);
-        let end =
-            vec![(Record::Consistent { disk: DISK }, vec![]), super::agent::marker(disks, at)];
-        deliver(&machine, &mut agent, end, at.0);
+        deliver_point(&machine, &mut agent, at);
         while machine.apply_next(at).unwrap() != ApplyOutcome::Idle {}
         images.push(image.clone());
     }
@@ -91,6 +113,40 @@ fn every_point_copies_out_as_it_was() {
         assert!(copy == *image, "point {number} (seed {seed}) differs");
     }
     drops_what_is_old(&machine, &images);
+}
+
+#[test]
+fn a_fault_while_one_window_is_filled_and_another_written_is_taken_up_again() {
+    let faults = [
+        Fault::enospc("disks").on(Kind::Write),
+        Fault::eio("disks").on(Kind::Write),
+        Fault::eio("journal").on(Kind::Read),
+    ];
+    for fault in faults {
+        let mut failed = 0;
+        for passing in [0, 1, 2, 3, 4, 300, 900] {
+            let mut rng = StdRng::seed_from_u64(passing);
+            let disk = LyingStorage::new(passing);
+            let (machine, mut agent) = machine_on(Arc::new(disk.clone()));
+            let (mut image, mut images) = (vec![0; SIZE], Vec::new());
+            for at in [WallTime(1), WallTime(2)] {
+                churn(&mut rng, &machine, &mut agent, &mut image, 600);
+                deliver_point(&machine, &mut agent, at);
+                disk.inject(fault.clone().after(passing));
+                failed += usize::from(machine.apply_next(at).is_err());
+                disk.clear_faults();
+                while machine.apply_next(at).unwrap() != ApplyOutcome::Idle {}
+                images.push(image.clone());
+            }
+            for (point, image) in machine.points().iter().zip(&images) {
+                let view = machine.view(DISK, PointChoice::Id(point.id)).unwrap();
+                let mut held = vec![0; SIZE];
+                view.read(0, &mut held).unwrap();
+                assert!(held == *image, "{fault:?} after {passing}");
+            }
+        }
+        assert!(failed > 3, "{fault:?} was met {failed} times");
+    }
 }
 
 fn drops_what_is_old(machine: &StoreMachine, images: &[Vec<u8>]) {

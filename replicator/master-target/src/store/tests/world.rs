@@ -49,6 +49,7 @@ pub(super) fn options() -> StoreOptions {
         pending_limit: 5 * 4096,
         step_bytes: 1,
         ranges_limit: 8,
+        ..StoreOptions::default()
     }
 }
 
