@@ -65,7 +65,7 @@ pub(super) fn apply_next(shared: &Shared, now: WallTime) -> Result<ApplyOutcome>
 }
 
 /// What is due, if anything. A disk that has points stands still between them, unless the journal
-/// outgrows its limit.
+/// outgrows its limit, or its disk.
 fn choose_goal(shared: &Shared) -> Option<Goal> {
     let manifest = lock(&shared.manifest);
     if let Some(to) = manifest.applying {
@@ -81,7 +81,8 @@ fn choose_goal(shared: &Shared) -> Option<Goal> {
         return Some(Goal::Step(options.pending_limit));
     }
     let stands_still = !manifest.retained_disks().is_empty();
-    let due = !stands_still && pending >= options.step_bytes;
+    // Where the journal has no room its next marker cannot come before what it holds has gone.
+    let due = pending >= options.step_bytes && !stands_still || pending > 0 && index.full;
     due.then_some(Goal::Step(options.step_bytes))
 }
 

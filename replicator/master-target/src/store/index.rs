@@ -71,6 +71,8 @@ pub(super) struct JournalIndex {
     pub(super) spent: Vec<(u64, WallTime)>,
     /// The newest durable marker.
     pub(super) last_marker: Sequence,
+    /// There is no room for the frames that come next: what is here must go as soon as it can.
+    pub(super) full: bool,
 }
 
 impl JournalIndex {

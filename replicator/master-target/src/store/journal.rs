@@ -6,6 +6,7 @@ use super::consistency::Consistency;
 use super::error::{Result, StoreError};
 use super::index::{JournalIndex, Mark, Segment};
 use super::layout::MachineLayout;
+use super::manifest::JournalFloor;
 use super::rules::{Rule, holds};
 use super::shared::{create_anew, lock};
 use redoubt_engine::buffer::AlignedBuffer;
@@ -117,6 +118,7 @@ impl Journal {
                 Err(error) => {
                     if error.is_full() {
                         self.state = JournalState::Full;
+                        lock(index).full = true;
                     }
                     return Appended { entries, stopped: Some(error) };
                 }
@@ -124,6 +126,7 @@ impl Journal {
         }
         if self.state == JournalState::Full {
             self.state = JournalState::Ready;
+            lock(index).full = false;
         }
         Appended { entries, stopped: None }
     }
@@ -151,6 +154,14 @@ impl Journal {
         self.durable = segment.last;
         index.last_marker = marker.unwrap_or(index.last_marker);
         Ok(self.durable)
+    }
+
+    /// Where the journal goes on without any of its segments, once all that they hold is applied:
+    /// the way out where there is no room for one more beside them.
+    pub(super) fn floor_without_segments(&self, applied: Sequence) -> Option<JournalFloor> {
+        let spent = self.tail.is_some() && self.appended == self.durable && self.durable == applied;
+        (spent && self.state == JournalState::Full)
+            .then_some(JournalFloor { segment: self.next_segment, after: applied })
     }
 
     /// Appends at least one entry, and as many more as fit the open segment and the group.

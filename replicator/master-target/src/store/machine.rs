@@ -230,10 +230,14 @@ impl StoreMachine {
         points::drop_expired(&self.shared, now, keep)
     }
 
-    /// Removes journal segments that were applied longer than `keep` ago; returns how many.
+    /// Removes journal segments that were applied longer than `keep` ago, and where the journal has
+    /// no room all that were applied, the open one too; returns how many.
     pub fn free_segments(&self, now: WallTime, keep: Duration) -> Result<usize> {
         let shared = &self.shared;
+        let full = lock(&shared.index).full;
+        self.raise_floor(full, now)?;
         let keep = u64::try_from(keep.as_nanos()).unwrap_or(u64::MAX);
+        let keep = if full { 0 } else { keep };
         let is_due = |since: WallTime| since.0.saturating_add(keep) <= now.0;
         let mut removed = 0;
         loop {
@@ -250,6 +254,30 @@ impl StoreMachine {
             shared.storage.sync_directory(&shared.layout.journal())?;
         }
         Ok(removed)
+    }
+
+    /// Gives up the segments that are applied to their end. An apply does so as well, but not while
+    /// it stands still for want of the very room that they take. Where the journal has no room, its
+    /// open segment goes too: the next one is made when it is gone, not before.
+    fn raise_floor(&self, full: bool, now: WallTime) -> Result<()> {
+        let shared = &self.shared;
+        let mut journal = full.then(|| lock(&shared.journal));
+        let mut manifest = lock(&shared.manifest);
+        let open = journal.as_ref();
+        let without = open.and_then(|open| open.floor_without_segments(manifest.applied));
+        let floor = without.or_else(|| lock(&shared.index).floor(manifest.applied));
+        let Some(floor) = floor.filter(|floor| floor.segment > manifest.journal.segment) else {
+            return Ok(());
+        };
+        let mut next = manifest.clone();
+        next.journal = floor;
+        shared.save(&next)?;
+        *manifest = next;
+        if let (Some(journal), Some(_)) = (&mut journal, without) {
+            journal.tail = None;
+        }
+        lock(&shared.index).move_floor(floor, now);
+        Ok(())
     }
 
     /// The applied points, oldest first.

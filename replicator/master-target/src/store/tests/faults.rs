@@ -2,23 +2,28 @@
 //! acknowledged.
 
 use super::agent::{BLOCK, MACHINE, block_of, consistent, write};
-use super::world::{World, disk_specs};
-use crate::store::{Admitted, ApplyOutcome, JournalState, PointChoice, StoreError};
+use super::world::{World, disk_specs, options};
+use crate::store::{Admitted, ApplyOutcome, JournalState, PointChoice, StoreError, StoreOptions};
 use redoubt_engine::lying::{Fault, Kind};
 use redoubt_engine::storage::{Open, ReadRequest, Storage, WriteRequest};
 use redoubt_log::{DiskIndex, DiskSet, Sequence, WallTime};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A machine with two applied points: block 0 of disk 0 was 1 at the first, and is 2 at the second.
 fn world_with_points() -> World {
     let mut world = World::new(1);
+    apply_points(&mut world);
+    world
+}
+
+fn apply_points(world: &mut World) {
     for value in [1, 2] {
         let marker = world.marker();
         world.send_records(vec![write(0, 0, value), consistent(0), consistent(1), marker]);
         world.deliver();
-        assert!(matches!(apply(&world), Ok(ApplyOutcome::Applied { point: Some(_), .. })));
+        assert!(matches!(apply(world), Ok(ApplyOutcome::Applied { point: Some(_), .. })));
     }
-    world
 }
 
 fn apply(world: &World) -> Result<ApplyOutcome, StoreError> {
@@ -71,6 +76,60 @@ fn a_full_journal_stops_acknowledgements_and_goes_on_when_there_is_room() {
     assert_eq!(world.machine().status().journal, JournalState::Ready);
     assert_eq!(world.acknowledged, world.agent.last());
     world.finish().unwrap();
+}
+
+/// Limits the disk to what is taken now and so much more.
+fn leave_room(world: &World, bytes: u64) {
+    let taken = (1 << 60) - world.disk.free_space().unwrap();
+    world.disk.set_capacity(taken + bytes);
+}
+
+#[test]
+fn a_disk_too_full_for_a_second_segment_goes_on_with_the_room_of_the_first() {
+    // Intervals are applied whole, however long.
+    let segment_bytes = 15 * 4096;
+    let (pending_limit, step_bytes) = (1 << 20, 1 << 20);
+    let options = StoreOptions { segment_bytes, pending_limit, step_bytes, ..options() };
+    for (with_points, marker_every) in [(false, 1), (false, 100), (true, 1), (true, 10)] {
+        let mut world = World::with(1, options);
+        if with_points {
+            apply_points(&mut world);
+            world.machine().drop_expired(WallTime(world.now), Duration::ZERO).unwrap();
+        } else {
+            world.send_records(vec![write(0, 0, 1)]);
+            world.deliver();
+        }
+        // Manifests and the old content of a few blocks fit in, one more segment does not.
+        leave_room(&world, segment_bytes - 4096);
+        for value in 3..60 {
+            let marker = world.marker();
+            let mut records = vec![write(0, 0, value)];
+            records.extend((value % marker_every == 0).then_some(marker));
+            world.send_records(records);
+        }
+        let mut was_full = 0;
+        for _ in 0..20 {
+            world.deliver();
+            was_full += usize::from(world.machine().status().journal == JournalState::Full);
+            let now = WallTime(world.now);
+            loop {
+                match apply(&world) {
+                    Ok(ApplyOutcome::Applied { .. }) => {}
+                    Ok(ApplyOutcome::Idle) => break,
+                    Err(error) if error.is_full() => break,
+                    Err(error) => panic!("{error}"),
+                }
+                world.machine().drop_expired(now, Duration::ZERO).unwrap();
+            }
+            // However long segments are to be kept: they go first where there is no room.
+            world.machine().free_segments(now, Duration::from_secs(3600)).unwrap();
+        }
+        assert_eq!(world.acknowledged, world.agent.last(), "it stands still");
+        assert!(was_full > 3, "there was room: full {was_full} times");
+        assert_eq!(world.machine().status().journal, JournalState::Ready);
+        world.disk.set_capacity(1 << 60);
+        world.finish().unwrap();
+    }
 }
 
 #[test]

@@ -41,6 +41,7 @@ pub(super) struct World {
     pub(super) readers: bool,
     /// Looks at what a cut has left, before anything mends it.
     pub(super) look: Option<fn(&LyingStorage) -> Verdict>,
+    options: StoreOptions,
 }
 
 pub(super) fn options() -> StoreOptions {
@@ -80,9 +81,13 @@ pub(super) fn admit(
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
+        Self::with(seed, options())
+    }
+
+    pub(super) fn with(seed: u64, options: StoreOptions) -> Self {
         let disk = LyingStorage::new(seed);
         let storage: Arc<dyn Storage> = Arc::new(HookedStorage(disk.clone()));
-        let store = Store::open(storage, options(), WallTime(0)).unwrap();
+        let store = Store::open(storage, options, WallTime(0)).unwrap();
         let machine = store.create_machine(MACHINE, "m", WallTime(0)).unwrap();
         let hello = admit(&machine, None).unwrap();
         let agent = Agent::new(hello.generation, hello.incarnation);
@@ -98,6 +103,7 @@ impl World {
             now: 1,
             readers: true,
             look: None,
+            options,
         }
     }
 
@@ -302,7 +308,7 @@ impl World {
                 self.disk.crash_after(self.rng.random_range(0..30));
             }
             let storage: Arc<dyn Storage> = Arc::new(HookedStorage(self.disk.clone()));
-            let store = Store::open(storage, options(), WallTime(self.now));
+            let store = Store::open(storage, self.options, WallTime(self.now));
             let store = match store {
                 Err(_) if self.disk.is_crashed() => continue,
                 other => other.map_err(|error| error.to_string())?,
@@ -368,7 +374,7 @@ impl World {
     pub(super) fn restart_quietly(&mut self) -> Verdict {
         let storage: Arc<dyn Storage> = Arc::new(HookedStorage(self.disk.clone()));
         let store =
-            Store::open(storage, options(), WallTime(self.now)).map_err(|e| e.to_string())?;
+            Store::open(storage, self.options, WallTime(self.now)).map_err(|e| e.to_string())?;
         let unopened = format!("{:?}", store.unopened());
         let machine = store.machine(MACHINE).map_err(|_| unopened)?;
         let hello = admit(&machine, Some(self.agent.incarnation));
