@@ -2,6 +2,7 @@
 //! The stores are made by the library, the targets are real processes; nothing needs root.
 #![cfg(feature = "target")]
 
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use redoubt_control::Inspection;
@@ -165,6 +166,17 @@ impl Machine {
 
     /// A write of the first block, and a recovery point; durable when this returns.
     fn send_point(&mut self, value: u8) {
+        let length = u32::try_from(BLOCK).expect("a block is small");
+        let write = Record::Write { disk: DISK, offset: 0, length };
+        let records = vec![(write, block(value)), Self::consistent(), Self::marker(value)];
+        self.send(records, value);
+    }
+
+    fn consistent() -> (Record, Vec<u8>) {
+        (Record::Consistent { disk: DISK }, Vec::new())
+    }
+
+    fn marker(value: u8) -> (Record, Vec<u8>) {
         let mut disks = DiskSet::default();
         disks.insert(DISK);
         let at = WallTime(1_700_000_000_000_000_000 + u64::from(value));
@@ -176,12 +188,14 @@ impl Machine {
             label: format!("number {value}"),
             disks,
         };
-        let length = u32::try_from(BLOCK).expect("a block is small");
-        let write = Record::Write { disk: DISK, offset: 0, length };
+        (marker, Vec::new())
+    }
+
+    fn send(&mut self, records: Vec<(Record, Vec<u8>)>, value: u8) {
+        let at = WallTime(1_700_000_000_000_000_000 + u64::from(value));
+        let count = records.len() as u64;
         let mut builder = FrameBuilder::new(FrameLimits::default(), &self.pool);
-        for (record, payload) in
-            [(write, block(value)), (Record::Consistent { disk: DISK }, vec![]), (marker, vec![])]
-        {
+        for (record, payload) in records {
             builder.push(record, &[&payload]).expect("it has room");
         }
         let frame = builder.finish(&FrameMeta {
@@ -201,7 +215,7 @@ impl Machine {
         entry[ENTRY_HEADER_SIZE..ENTRY_HEADER_SIZE + bytes.len()].copy_from_slice(bytes);
         let appended = self.store.append(&mut [&mut entry]);
         assert!(appended.stopped.is_none(), "{:?}", appended.stopped);
-        self.last += 3;
+        self.last += count;
         assert_eq!(self.store.commit().expect("it is durable"), Sequence(self.last));
     }
 }
@@ -426,6 +440,33 @@ fn a_half_done_apply_is_finished() {
 }
 
 #[test]
+fn memory_does_not_grow_with_the_store() {
+    const MEBIBYTE: usize = 1 << 20;
+    let site = Site { base: tempfile::tempdir().expect("a directory") };
+    let options = StoreOptions { segment_bytes: 64 << 20, ..StoreOptions::default() };
+    let storage: Arc<dyn Storage> = Arc::new(DirectoryStorage::new(site.data()));
+    let store = Store::open(storage, options, WallTime(1)).expect("the store opens");
+    let mut machine = Machine::create(&store, WEB, "web-1");
+    for value in 0..160 {
+        let length = u32::try_from(MEBIBYTE).expect("it is small");
+        let write = Record::Write { disk: DISK, offset: 0, length };
+        machine.send(vec![(write, block(value).repeat(16))], value);
+        if value % 4 == 0 {
+            machine.send(vec![Machine::consistent(), Machine::marker(value)], value);
+            machine.store.apply_next(WallTime(1)).expect("the point is applied");
+        }
+    }
+    drop((machine, store));
+    let (seen, status) = site.look();
+    // The site was never made: its identity is missing, and nothing else.
+    assert_eq!((status, seen.damage.len()), (Some(3), 1), "{:?}", seen.damage);
+    assert!(seen.machines[0].unharmed && seen.checked_bytes > 190 * MEBIBYTE as u64);
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("the kernel counts");
+    let peak = usize::try_from(usage.max_rss()).expect("it is positive") * 1024;
+    assert!(peak < 48 * MEBIBYTE, "{peak} bytes at the peak");
+}
+
+#[test]
 fn what_is_no_targets_directory_is_exit_status_1() {
     let site = Site::with_machines();
     let base = site.base.path();
@@ -474,6 +515,20 @@ fn a_later_version_is_exit_status_1_and_a_target_names_it() {
     let output = site.target(&site.data()).output().expect("the command was built");
     assert_eq!(code(&output), Some(1));
     assert!(err(&output).contains("use a newer redoubt"), "{}", err(&output));
+}
+
+#[test]
+fn a_damaged_record_of_one_machine_keeps_no_target_from_starting() {
+    let site = Site::with_machines();
+    let record = site.data().join(format!("site/machines/{WEB}"));
+    fs::write(&record, [2; 60]).expect("it is writable");
+    site.start().stop();
+    assert!(site.log().contains("this machine cannot connect"), "{}", site.log());
+    let (seen, status) = site.look();
+    let [found] = &seen.damage[..] else { panic!("{:?}", seen.damage) };
+    assert_eq!((status, found.path.as_path()), (Some(3), record.as_path()));
+    assert!(found.means.contains("its store and its points are not touched"), "{}", found.means);
+    assert!(seen.machines.iter().all(|machine| machine.unharmed));
 }
 
 #[test]

@@ -181,3 +181,27 @@ fn a_later_releases_entry_is_told_apart_from_damage() {
     let (_, end) = read(&bytes, Chain::start(&segment()));
     assert_eq!(end, Some(EndReason::Version { version: 2 }));
 }
+
+#[test]
+fn an_entry_vouches_for_itself_where_the_one_before_is_lost() {
+    let start = Chain::start(&segment());
+    let mut chain = start;
+    let first = entry(&mut chain, &frame(9, 100));
+    let after_first = chain;
+    let mut second = entry(&mut chain, &frame(10, 3000));
+    assert_eq!(start.before(&first), Some(start));
+    assert_eq!(start.before(&second), Some(after_first));
+    let (firsts, _) = read(&second, start.before(&second).unwrap());
+    assert_eq!(firsts, [10]);
+    // Its two headers are vouched for, its body is not.
+    second[300] ^= 1;
+    assert_eq!(start.before(&second), Some(after_first));
+    for place in [0, 4, 9, 20, 40, 60, 70, 200] {
+        second[place] ^= 1;
+        assert_eq!(start.before(&second), None, "byte {place}");
+        second[place] ^= 1;
+    }
+    let other = SegmentHeader { salt: [0x56; 16], ..segment() };
+    assert_eq!(Chain::start(&other).before(&second), None, "an entry of another segment");
+    assert_eq!(start.before(&second[..100]), None);
+}

@@ -89,6 +89,11 @@ impl Entry {
         self.stored_at.saturating_add(u64::from(self.stored_length))
     }
 
+    /// Whether it ends before a key begins: what readers rely on to find all and meet none twice.
+    fn is_before(&self, (disk, offset): (DiskIndex, u64)) -> bool {
+        (self.disk, self.range().end()) <= (disk, offset)
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend([self.disk.0, self.form as u8, 0, 0]);
         out.extend(self.checksum.to_le_bytes());
@@ -133,6 +138,10 @@ pub(super) struct Top {
 }
 
 impl Top {
+    fn key(&self) -> (DiskIndex, u64) {
+        (self.disk, self.offset)
+    }
+
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let disk = u8::try_from(u64_at(bytes, 0)).ok().filter(|disk| *disk < DiskIndex::LIMIT)?;
         let disk = DiskIndex(disk);
@@ -308,7 +317,10 @@ pub(super) fn decode_page(page: &[u8], page_at: u64, to: Sequence) -> Option<Vec
     if !sound {
         return None;
     }
-    page[PAGE_HEAD_LENGTH..].chunks_exact(ENTRY_LENGTH).take(count).map(Entry::decode).collect()
+    let entries = page[PAGE_HEAD_LENGTH..].chunks_exact(ENTRY_LENGTH).take(count);
+    let entries: Vec<Entry> = entries.map(Entry::decode).collect::<Option<_>>()?;
+    let in_order = |pair: &[Entry]| pair[0].is_before((pair[1].disk, pair[1].offset));
+    entries.windows(2).all(in_order).then_some(entries)
 }
 
 /// ```text
@@ -537,7 +549,8 @@ impl RetentionReader {
         let mut window = Window::new(PAGE_LENGTH);
         let bytes = &window.bytes(&*self.file, page_at, PAGE_LENGTH, end)?[..PAGE_LENGTH];
         let page = decode_page(bytes, page_at, self.span.to)
-            .ok_or_else(|| damaged("the checksum of an index page does not match"))?;
+            .filter(|page| is_between(page, &self.top[index], self.top.get(index + 1)))
+            .ok_or_else(|| damaged("an index page does not match its checksum or its place"))?;
         let page = Arc::new(page);
         *remembered = Some((index, page.clone()));
         Ok(page)
@@ -557,6 +570,12 @@ fn read_top(file: &dyn BlockFile, path: &Path, header: &Header) -> Result<Vec<To
     }
     let top: Option<Vec<Top>> = bytes.chunks_exact(TOP_LENGTH).map(Top::decode).collect();
     top.ok_or_else(|| damaged("the index names a disk that cannot be"))
+}
+
+/// Whether a page begins where the index says, and ends before the next one.
+pub(super) fn is_between(page: &[Entry], top: &Top, next: Option<&Top>) -> bool {
+    let begins = page.first().is_some_and(|first| (first.disk, first.offset) == top.key());
+    begins && page.last().is_some_and(|last| next.is_none_or(|next| last.is_before(next.key())))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -7,7 +7,7 @@ use super::window::Window;
 use crate::store::error::{Result, StoreError};
 use crate::store::manifest::RetentionSpan;
 use crate::store::retention::{
-    Entry, Form, HEADER_LENGTH, Header, PAGE_LENGTH, TOP_LENGTH, Top, decode_page,
+    Entry, Form, HEADER_LENGTH, Header, PAGE_LENGTH, TOP_LENGTH, Top, decode_page, is_between,
 };
 use redoubt_control::inspection::RetentionInspection;
 use redoubt_engine::storage::{BlockFile, Open};
@@ -75,7 +75,6 @@ impl Check<'_, '_> {
         }
         self.top_checksum(&mut pieces, &header)?;
         let mut top = Window::new(self.file.clone(), PAGE_LENGTH);
-        let mut last = None;
         for index in 0..header.pages {
             let here = read_top(&mut top, &header, index)?;
             let next = if index + 1 < header.pages {
@@ -86,10 +85,10 @@ impl Check<'_, '_> {
             if next.is_some_and(|next| (next.disk, next.offset) <= (here.disk, here.offset)) {
                 return Err(self.damaged(header.top_at, "the index is not in order"));
             }
-            match self.page(&mut pages, &here) {
+            match self.page(&mut pages, &here, next.as_ref()) {
                 Ok(entries) => {
                     for entry in &entries {
-                        self.entry(&mut pieces, entry, &mut last, inspection)?;
+                        self.entry(&mut pieces, entry, inspection)?;
                     }
                 }
                 Err(error) => {
@@ -141,38 +140,26 @@ impl Check<'_, '_> {
         Err(self.damaged(header.top_at, "the checksum of the index does not match"))
     }
 
-    fn page(&mut self, window: &mut Window, top: &Top) -> Result<Vec<Entry>> {
+    fn page(&mut self, window: &mut Window, top: &Top, next: Option<&Top>) -> Result<Vec<Entry>> {
         let bytes = window.bytes(top.page_at, PAGE_LENGTH)?;
         let Some(bytes) = bytes.get(..PAGE_LENGTH) else {
             return Err(self.damaged(top.page_at, "an index page lies beyond the end of the file"));
         };
         let entries = decode_page(bytes, top.page_at, self.span.to);
         self.findings.progress.checked(PAGE_LENGTH as u64);
-        let what = "the checksum of an index page does not match";
-        let entries = entries.ok_or_else(|| self.damaged(top.page_at, what))?;
-        if entries.first().is_none_or(|entry| (entry.disk, entry.offset) != (top.disk, top.offset))
-        {
-            return Err(self.damaged(top.page_at, "an index page is not the one of its place"));
-        }
-        Ok(entries)
+        entries
+            .filter(|entries| is_between(entries, top, next))
+            .ok_or_else(|| self.damaged(top.page_at, "an index page does not match its checksum"))
     }
 
     fn entry(
         &mut self,
         window: &mut Window,
         entry: &Entry,
-        last: &mut Option<(DiskIndex, u64)>,
         inspection: &mut RetentionInspection,
     ) -> Result<()> {
-        let range = entry.range();
-        let checked = if last.is_some_and(|last| (entry.disk, entry.offset) < last) {
-            Err(self.damaged(entry.stored_at, "a piece is not in order"))
-        } else {
-            self.content(window, entry)
-        };
-        *last = Some((entry.disk, range.end()));
-        if let Err(error) = checked {
-            return self.take(entry.stored_at, error, Some((entry.disk, range)));
+        if let Err(error) = self.content(window, entry) {
+            return self.take(entry.stored_at, error, Some((entry.disk, entry.range())));
         }
         inspection.pieces += 1;
         inspection.content_bytes += u64::from(entry.length);

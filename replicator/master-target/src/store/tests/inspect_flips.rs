@@ -356,6 +356,36 @@ fn a_file_that_is_damaged_all_over_does_not_fill_the_memory() {
     assert!(seen.damage.len() <= entries.len() + 1);
 }
 
+#[test]
+fn pieces_out_of_order_are_refused_by_readers_too() {
+    let mut world = World::new(6);
+    life(&mut world);
+    let many = vec![write(0, 0, 50), write(0, 2, 51), write(0, 4, 52), world.marker()];
+    world.send_records(many);
+    world.deliver();
+    world.machine().apply_next(WallTime(world.now)).unwrap();
+    let seen = look(&world.disk, false);
+    let file = seen.machines[0].retention.last().unwrap();
+    assert!(file.pieces >= 3);
+    let bytes = read(&world, &file.path);
+    let header = Header::decode(Path::new(""), &bytes[..HEADER_LENGTH]).unwrap();
+    let top = Top::decode(&bytes[usize::try_from(header.top_at).unwrap()..]).unwrap();
+    let start = usize::try_from(top.page_at).unwrap();
+    let mut page = bytes[start..start + PAGE_LENGTH].to_vec();
+    // The second and the third entry change places, and the checksum says that this is right.
+    page[64..128].rotate_left(32);
+    let sum = crc32c::crc32c(&page[8..]);
+    page[4..8].copy_from_slice(&sum.to_le_bytes());
+    overwrite(&world, &file.path, top.page_at, &page);
+    let found = look(&world.disk, false).damage;
+    assert_eq!((found.len(), found[0].byte), (1, top.page_at));
+    let points = world.machine().points();
+    let point = points[points.len() - 2].id;
+    let view = world.machine().view(DiskIndex(0), PointChoice::Id(point)).unwrap();
+    let error = view.read(0, &mut [0; BLOCKS * BLOCK]).unwrap_err();
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+}
+
 /// Bytes of a kind that a disk may give instead of ours.
 fn hostile(rng: &mut StdRng, before: &[u8]) -> Vec<u8> {
     let mut bytes = before.to_vec();
