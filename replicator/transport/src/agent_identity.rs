@@ -103,3 +103,18 @@ impl AgentIdentity {
         fs::remove_file(&pending).map_err(files::failed(&pending, "remove"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_version_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(AgentIdentity::load(directory.path()).unwrap().is_none());
+        fs::create_dir(directory.path().join("identity")).unwrap();
+        fs::write(directory.path().join("identity/version"), "2").unwrap();
+        let error = AgentIdentity::load(directory.path()).err().unwrap();
+        assert!(matches!(error, TransportError::NewerVersion { version: 2, .. }), "{error}");
+    }
+}

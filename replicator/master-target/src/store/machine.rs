@@ -120,7 +120,7 @@ impl StoreMachine {
     ) -> Result<Option<Self>> {
         let layout = MachineLayout::new(machine);
         let Some(mut manifest) = Manifest::load(&**storage, &layout.manifest())? else {
-            return Ok(None);
+            return expect_no_files(&**storage, &layout).map(|()| None);
         };
         if manifest.machine != machine {
             return Err(StoreError::damaged(&layout.manifest(), 0, "it is another machine's"));
@@ -385,6 +385,17 @@ fn check_known(known: &Disk, spec: &DiskSpec) -> Result<()> {
              end its protection and protect it again",
             spec.size, spec.logical_block_size, known.size, known.logical_block_size
         )));
+    }
+    Ok(())
+}
+
+/// A machine's files come after its manifest: where there are any without it, it is lost, and what
+/// they hold must not make room for a new machine.
+fn expect_no_files(storage: &dyn Storage, layout: &MachineLayout) -> Result<()> {
+    for directory in [layout.journal(), layout.disks(), layout.retention()] {
+        if !storage.list(&directory)?.is_empty() {
+            return Err(StoreError::damaged(&layout.manifest(), 0, "the manifest is missing"));
+        }
     }
     Ok(())
 }

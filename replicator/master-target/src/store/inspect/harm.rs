@@ -141,8 +141,7 @@ fn of_points(harm: &Harm, points: Option<HarmedPoints>) -> String {
         (Harm::Replica(_), None) => "it has no point yet, and no other disk is touched".to_owned(),
         (_, None) => "no point that is kept reads this".to_owned(),
         (Harm::Content { range: Some((_, range)), .. }, Some(_)) => format!(
-            "bytes {} to {} of the disk cannot be read at these points; the rest of them, \
-             {unharmed}",
+            "bytes {} to {} of the disk cannot be read at these points; their rest, {unharmed}",
             range.offset,
             range.end().saturating_sub(1)
         ),

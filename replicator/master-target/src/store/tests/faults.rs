@@ -3,11 +3,14 @@
 
 use super::agent::{BLOCK, MACHINE, block_of, consistent, write};
 use super::world::{World, disk_specs, options};
-use crate::store::{Admitted, ApplyOutcome, JournalState, PointChoice, StoreError, StoreOptions};
+use crate::store::{
+    Admitted, ApplyOutcome, JournalState, PointChoice, Store, StoreError, StoreOptions,
+};
 use redoubt_engine::lying::{Fault, Kind};
 use redoubt_engine::storage::{Open, ReadRequest, Storage, WriteRequest};
 use redoubt_log::{DiskIndex, DiskSet, Sequence, WallTime};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A machine with two applied points: block 0 of disk 0 was 1 at the first, and is 2 at the second.
@@ -253,6 +256,21 @@ fn a_lost_segment_and_a_lost_retention_file_are_named() {
         let error = world.restart_quietly().unwrap_err();
         assert!(error.contains(directory), "{error}");
     }
+}
+
+#[test]
+fn a_lost_manifest_takes_no_other_file_with_it() {
+    let mut world = world_with_points();
+    let before = files(&world, "retention");
+    world.machine = None;
+    world.disk.remove(&PathBuf::from(format!("machines/{MACHINE}/manifest"))).unwrap();
+    let storage: Arc<dyn Storage> = Arc::new(world.disk.clone());
+    let store = Store::open(storage, options(), WallTime(1)).unwrap();
+    let [(_, error)] = store.unopened() else { panic!("it is not opened") };
+    assert!(error.to_string().contains("the manifest is missing"), "{error}");
+    let made = store.create_machine(MACHINE, "m", WallTime(1));
+    assert!(matches!(made, Err(StoreError::MachineExists(_))));
+    assert!(before.len() == 1 && files(&world, "retention") == before);
 }
 
 #[test]
