@@ -6,6 +6,7 @@ use crate::report::{self, DiskStatus, Point, Verified};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -50,24 +51,32 @@ pub struct Site {
     root: PathBuf,
     disks: Vec<(String, PathBuf)>,
     point_interval: String,
+    launcher: Vec<OsString>,
     // Known once the target has listened; it comes back to the same one.
     address: Option<String>,
     agent: Option<Child>,
     target: Option<Child>,
+    has_ended_well: bool,
 }
 
-/// The binary under test: `REDOUBT_BIN`, or the one beside the test's own build.
+/// The binary under test: `REDOUBT_BIN`, or the one of the same build, beside a program's own or,
+/// for a test, one directory above.
 pub fn binary() -> Result<PathBuf> {
     let found = match std::env::var_os("REDOUBT_BIN") {
         Some(named) => PathBuf::from(named),
         None => {
-            let test = std::env::current_exe()?;
-            test.ancestors().nth(2).context("no build directory")?.join("redoubt")
+            let own = std::env::current_exe()?;
+            let mut directory = own.parent().context("no build directory")?;
+            if directory.ends_with("deps") {
+                directory = directory.parent().context("no build directory")?;
+            }
+            directory.join("redoubt")
         }
     };
     anyhow::ensure!(
         found.is_file(),
-        "{} is missing: cargo build -p redoubt-cli, or set REDOUBT_BIN",
+        "{} is missing: cargo build -p redoubt-cli (with --release where this is a release), or \
+         set REDOUBT_BIN",
         found.display()
     );
     Ok(found)
@@ -76,22 +85,31 @@ pub fn binary() -> Result<PathBuf> {
 impl Site {
     /// Starts the target, invites the machine, starts its agent. The directory is the caller's.
     pub fn start(root: &Path, plan: &Plan<'_>) -> Result<Self> {
+        let mut site = Self::prepare(root, plan, &[])?;
+        site.start_role(Role::Agent)?;
+        Ok(site)
+    }
+
+    /// Starts the target and invites the machine, whose agent is the caller's to start. The roles
+    /// run below `launcher`: words before a command that end in becoming it.
+    pub fn prepare(root: &Path, plan: &Plan<'_>, launcher: &[OsString]) -> Result<Self> {
         let disks = plan.disks.iter();
         let mut site = Self {
             binary: binary()?,
             root: root.to_path_buf(),
             disks: disks.map(|(name, device)| ((*name).to_owned(), device.to_path_buf())).collect(),
             point_interval: plan.point_interval.to_owned(),
+            launcher: launcher.to_vec(),
             address: None,
             agent: None,
             target: None,
+            has_ended_well: false,
         };
         for directory in ["data", "state", "run-agent", "run-target"] {
             fs::create_dir(site.root.join(directory))?;
         }
         site.start_role(Role::Target)?;
         fs::write(site.root.join("token"), site.invite(&[])?)?;
-        site.start_role(Role::Agent)?;
         Ok(site)
     }
 
@@ -169,6 +187,24 @@ impl Site {
             child.wait()?;
         }
         anyhow::ensure!(ended?.success(), "the {role:?} failed at SIGTERM");
+        Ok(())
+    }
+
+    /// Takes away what an agent that does not run has left in the kernel.
+    pub fn detach(&self) -> Result<()> {
+        let mut detach = self.command(Role::Agent);
+        detach.args(["agent", "--detach", "--state"]).arg(self.root.join("state"));
+        finish(&mut detach).map(drop)
+    }
+
+    /// Ends what runs in order; only a failure shows the logs.
+    pub fn end(mut self) -> Result<()> {
+        for role in [Role::Agent, Role::Target] {
+            if self.child(role).is_some() {
+                self.stop_role(role)?;
+            }
+        }
+        self.has_ended_well = true;
         Ok(())
     }
 
@@ -281,7 +317,8 @@ impl Site {
         command
     }
 
-    fn runtime(&self, role: Role) -> PathBuf {
+    /// Where the socket of a role stands.
+    pub fn runtime(&self, role: Role) -> PathBuf {
         self.root.join(format!("run-{}", role.name()))
     }
 
@@ -290,7 +327,8 @@ impl Site {
     fn role_command(&self, role: Role) -> Result<Command> {
         let log = OpenOptions::new().create(true).append(true).open(self.log(role))?;
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(&self.binary).stdin(Stdio::null()).stderr(log);
+        command.args(["--pdeathsig", "KILL"]).args(&self.launcher).arg(&self.binary);
+        command.stdin(Stdio::null()).stderr(log);
         command.env("REDOUBT_RUNTIME_DIR", self.runtime(role));
         Ok(command)
     }
@@ -343,12 +381,12 @@ impl Drop for Site {
             {
                 eprintln!("cannot kill the {role:?}: {error}");
             }
-            // Shown always: the runner prints it only where the test has failed.
-            self.show_log(role);
+            // Shown for every test: the runner prints it only where that has failed.
+            if !self.has_ended_well {
+                self.show_log(role);
+            }
         }
-        let mut detach = self.command(Role::Agent);
-        detach.args(["agent", "--detach", "--state"]).arg(self.root.join("state"));
-        if let Err(error) = finish(&mut detach) {
+        if let Err(error) = self.detach() {
             eprintln!("cannot detach: {error:#}");
         }
     }
