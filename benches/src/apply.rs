@@ -2,7 +2,9 @@
 //! program that writes the same ranges and syncs them. Only the apply is timed, not the journal; at
 //! the end both files must hold the same bytes.
 
-use crate::report::Row;
+use crate::report::{Cell, Column, Question, Table};
+use crate::spread::Spread;
+use crate::stop;
 use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
@@ -54,9 +56,6 @@ pub struct ApplyBench {
     /// Of the random places and content.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where the files are made and removed again: on the disk that is to be measured.
-    #[arg(long, default_value = ".")]
-    directory: PathBuf,
 }
 
 /// What is written, and onto what.
@@ -72,24 +71,62 @@ enum Kind {
     Kept,
 }
 
+/// What one kind of writes came to.
+struct Compared {
+    name: &'static str,
+    /// Bytes of a round.
+    bytes: u64,
+    /// Bytes of journal that a byte of writes took.
+    journal: f64,
+    /// Our and the peer's time, a round each.
+    rounds: Vec<(Duration, Duration)>,
+}
+
+const MEASURES: &str = "Speed of bringing journalled writes onto a replica disk, durably; the peer \
+    is a plain program that writes the same ranges in its own order and syncs them. Long writes \
+    and random blocks onto nothing, parts of blocks onto what was there, and random blocks whose \
+    old content is kept for a point.";
+
 impl ApplyBench {
     /// A row for each kind of writes.
-    pub fn run(&self) -> Result<Vec<Row>> {
-        eprintln!("seed {}, {} rounds of {} MiB", self.seed, self.rounds, self.mebibytes);
-        [
+    pub fn run(&self, directory: &Path) -> Result<Question> {
+        let mut question = Question::new("apply", MEASURES);
+        let columns = vec![
+            Column::text("writes", "writes"),
+            Column::number("journal", "journal", 1.0, 2),
+            Column::number("bytes_per_second", "redoubt MB/s", 1e6, 0),
+            Column::number("peer_bytes_per_second", "plain MB/s", 1e6, 0),
+            Column::number("ratio", "ratio", 1.0, 2),
+        ];
+        let mut table = Table::new("applying", columns);
+        for (name, kind) in [
             ("long", Kind::Sequential),
             ("random", Kind::Random),
             ("parts", Kind::Parts),
             ("kept", Kind::Kept),
-        ]
-        .into_iter()
-        .map(|(name, kind)| self.compare(name, kind).with_context(|| name.to_owned()))
-        .collect()
+        ] {
+            let compared = self.compare(name, kind, directory).with_context(|| name.to_owned())?;
+            let speed = |time: &Duration| compared.bytes as f64 / time.as_secs_f64();
+            let over =
+                |(ours, peer): &(Duration, Duration)| peer.as_secs_f64() / ours.as_secs_f64();
+            let ratio = Spread::over(compared.rounds.iter().map(over));
+            table.row(vec![
+                compared.name.into(),
+                Cell::over([compared.journal]),
+                Cell::over(compared.rounds.iter().map(|(ours, _)| speed(ours))),
+                Cell::over(compared.rounds.iter().map(|(_, peer)| speed(peer))),
+                ratio.map_or(Cell::Nothing, Cell::Spread),
+            ]);
+            question.headline(format!("redoubt by a plain program, {name}"), ratio);
+        }
+        question.tables.push(table);
+        question.notes.push(format!("rounds of {} MiB, seed {}", self.mebibytes, self.seed));
+        Ok(question)
     }
 
-    fn compare(&self, name: &str, kind: Kind) -> Result<Row> {
-        let directory = tempfile::tempdir_in(&self.directory)
-            .with_context(|| format!("no directory below {}", self.directory.display()))?;
+    fn compare(&self, name: &'static str, kind: Kind, place: &Path) -> Result<Compared> {
+        let directory = tempfile::tempdir_in(place)
+            .with_context(|| format!("no directory below {}", place.display()))?;
         let region = self.mebibytes * MIB * SPREAD;
         let mut random = StdRng::seed_from_u64(self.seed);
         let mut ours = Ours::new(&directory.path().join("ours"), region * self.rounds)?;
@@ -97,6 +134,7 @@ impl ApplyBench {
         let mut content = AlignedBuffer::zeroed(usize::try_from(self.mebibytes * MIB)?);
         let (mut rounds, mut bytes, mut journalled) = (Vec::new(), 0, 0);
         for round in 0..self.rounds {
+            stop::check()?;
             let start = round * region;
             if matches!(kind, Kind::Parts | Kind::Kept) {
                 for at in (start..start + region).step_by(content.len()) {
@@ -116,7 +154,8 @@ impl ApplyBench {
             ours.machine.free_segments(WallTime(round), Duration::ZERO)?;
         }
         same(&*ours.replica()?, &peer.file)?;
-        Ok(Row::new(name, journalled as f64 / (bytes * self.rounds) as f64, bytes, &rounds))
+        let journal = journalled as f64 / (bytes * self.rounds) as f64;
+        Ok(Compared { name, bytes, journal, rounds })
     }
 
     /// Places and lengths of a round's writes; none overlap.
@@ -372,10 +411,7 @@ fn same(ours: &dyn BlockFile, peer: &File) -> Result<()> {
 #[test]
 fn each_kind_is_applied_as_it_was_written() {
     let temporary = tempfile::tempdir().unwrap();
-    let directory = temporary.path().to_path_buf();
-    let rows = ApplyBench { mebibytes: 2, rounds: 2, seed: 3, directory }.run().unwrap();
-    assert_eq!(rows.len(), 4);
-    assert!(rows.iter().all(|row| row.ratio > 0.0 && row.ratio.is_finite()), "{rows:?}");
-    // Half of the content compresses.
-    assert!(rows.iter().all(|row| row.size > 0.4 && row.size < 0.7), "{rows:?}");
+    let bench = ApplyBench { mebibytes: 2, rounds: 2, seed: 3 };
+    let question = bench.run(temporary.path()).unwrap();
+    assert_eq!(question.headlines.len(), 4, "a ratio for each kind");
 }

@@ -1,45 +1,92 @@
 //! The benchmark harness: runs Redoubt and its peers in one run, alternating, and prints the ratio
 //! with its spread. It must never claim a speed that it did not measure.
 
+mod all;
 mod apply;
+mod fio;
+mod group;
+mod journal;
+mod machine;
+mod place;
+mod proc_stat;
+mod process;
 mod report;
+mod rpo;
 mod seal;
+mod spread;
+mod stop;
+mod sync;
+mod tracker;
+mod watched;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use machine::Machine;
+use report::Report;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-/// Measures Redoubt against its peers; build it with --release.
+/// Measures Redoubt against its peers; build both with --release.
 #[derive(Debug, Parser)]
 #[command(name = "redoubt-benches")]
 struct Arguments {
     #[command(subcommand)]
     bench: Bench,
-    /// Prints JSON instead of a table.
+    /// Prints JSON instead of tables.
     #[arg(long, global = true)]
     json: bool,
+    /// Where disks, sinks and journals stand.
+    #[arg(long, global = true, default_value = "/var/tmp", value_name = "DIR")]
+    directory: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    Sync(sync::SyncBench),
+    Rpo(rpo::RpoBench),
+    Tracker(tracker::TrackerBench),
+    Journal(journal::JournalBench),
     /// Applying journalled writes to a replica disk, against a plain program that writes them.
     Apply(apply::ApplyBench),
-    /// Gathering and sealing frames, against lz4_flex alone on the same bytes.
     Seal(seal::SealBench),
+    All(all::AllBench),
 }
 
-fn main() -> Result<()> {
-    let Arguments { bench, json } = Arguments::parse();
-    if cfg!(debug_assertions) {
-        eprintln!("a build for tests: these numbers mean nothing; use cargo run --release");
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("redoubt-benches: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    let rows = match bench {
-        Bench::Apply(bench) => bench.run()?,
-        Bench::Seal(bench) => bench.run()?,
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let Arguments { bench, json, directory } = arguments;
+    stop::watch()?;
+    let machine = Machine::look(&directory);
+    machine.warnings().iter().for_each(|warning| eprintln!("WARNING: {warning}"));
+    let questions = match &bench {
+        Bench::Sync(bench) => vec![bench.run(&directory)?],
+        Bench::Rpo(bench) => vec![bench.run(&directory)?],
+        Bench::Tracker(bench) => vec![bench.run(&directory)?],
+        Bench::Journal(bench) => vec![bench.run(&directory)?],
+        Bench::Apply(bench) => vec![bench.run(&directory)?],
+        Bench::Seal(bench) => vec![bench.run()?],
+        Bench::All(bench) => bench.questions(&directory)?,
     };
+    let report = Report { machine, questions };
     if json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        report::print_table(&rows);
+        report.print();
+    }
+    if let Bench::All(bench) = &bench {
+        if !json {
+            report.print_summary();
+        }
+        bench.finish(&report)?;
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! The price of a frame: what gathering records, checksum and signature cost beside the compression
 //! that they are built around. The peer is lz4_flex itself, with its table and buffer kept.
 
-use crate::report::Row;
+use crate::report::{Cell, Column, Question, Table};
+use crate::spread::Spread;
+use crate::stop;
 use anyhow::{Context, Result, ensure};
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use rand::rngs::StdRng;
@@ -15,6 +17,10 @@ use std::time::{Duration, Instant};
 /// One frame's payload.
 const FRAME_BYTES: usize = 1 << 20;
 
+const MEASURES: &str = "Speed of making one frame of 1 MiB after the other in one thread: records \
+    and pages gathered, compressed, summed and signed; the peer is lz4_flex alone on bytes that \
+    stand together already. `size` is what a byte of content becomes.";
+
 /// One write, a page as filesystems and databases write it.
 const WRITE_BYTES: u32 = 4096;
 
@@ -22,24 +28,61 @@ const WRITE_BYTES: u32 = 4096;
 const ROW_BYTES: usize = 64;
 const OWN_BYTES: usize = 16;
 
-/// How much is sealed, and how often.
-#[derive(Debug, clap::Args)]
+/// Gathering and sealing frames, against lz4_flex alone on the same bytes.
+#[derive(Clone, Debug, clap::Args)]
 pub struct SealBench {
     /// Frames (of 1 MiB) in a round.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
-    frames: u64,
+    pub frames: u64,
     /// Rounds; ours and the peer's take turns.
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=1000))]
-    rounds: u64,
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
     /// Of the random content.
     #[arg(long, default_value_t = 1)]
-    seed: u64,
+    pub seed: u64,
+}
+
+/// What one kind of content came to.
+struct Compared {
+    content: &'static str,
+    /// Bytes that a byte of content became.
+    size: f64,
+    /// Our and the peer's time, a round each.
+    rounds: Vec<(Duration, Duration)>,
 }
 
 impl SealBench {
     /// A row for each kind of content.
-    pub fn run(&self) -> Result<Vec<Row>> {
-        eprintln!("seed {}, {} rounds of {} frames", self.seed, self.rounds, self.frames);
+    pub fn run(&self) -> Result<Question> {
+        let mut question = Question::new("seal", MEASURES);
+        let columns = vec![
+            Column::text("content", "content"),
+            Column::number("size", "size", 1.0, 2),
+            Column::number("bytes_per_second", "redoubt MB/s", 1e6, 0),
+            Column::number("peer_bytes_per_second", "lz4_flex MB/s", 1e6, 0),
+            Column::number("ratio", "ratio", 1.0, 2),
+        ];
+        let mut table = Table::new("sealing frames", columns);
+        let bytes = (self.frames * FRAME_BYTES as u64) as f64;
+        for compared in self.compare_all()? {
+            let speed = |time: &Duration| bytes / time.as_secs_f64();
+            let ratio = Spread::over(compared.ratios());
+            table.row(vec![
+                compared.content.into(),
+                Cell::over([compared.size]),
+                Cell::over(compared.rounds.iter().map(|(ours, _)| speed(ours))),
+                Cell::over(compared.rounds.iter().map(|(_, peer)| speed(peer))),
+                ratio.map_or(Cell::Nothing, Cell::Spread),
+            ]);
+            question.headline(format!("redoubt by lz4_flex, {}", compared.content), ratio);
+        }
+        question.tables.push(table);
+        question.note_rounds(self.rounds);
+        question.notes.push(format!("rounds of {} frames, seed {}", self.frames, self.seed));
+        Ok(question)
+    }
+
+    fn compare_all(&self) -> Result<Vec<Compared>> {
         // One page in `noisy` does not compress.
         [("rows", None), ("mixed", Some(2)), ("noise", Some(1))]
             .into_iter()
@@ -47,7 +90,7 @@ impl SealBench {
             .collect()
     }
 
-    fn compare(&self, name: &str, content: &[u8]) -> Result<Row> {
+    fn compare(&self, name: &'static str, content: &[u8]) -> Result<Compared> {
         let (mut ours, mut peer) = (Ours::new(), Peer::new());
         // The first of each warms up the buffers and does not count.
         let size = ours.seal(content)? as f64 / FRAME_BYTES as f64;
@@ -55,10 +98,11 @@ impl SealBench {
         ensure!(size < alone + 0.02, "{name}: ours keeps {size}, lz4 alone {alone}: not one work");
         let mut rounds = Vec::new();
         for _ in 0..self.rounds {
+            stop::check()?;
             let sealed = self.timed(|| ours.seal(content))?;
             rounds.push((sealed, self.timed(|| peer.compress(content))?));
         }
-        Ok(Row::new(name, size, self.frames * FRAME_BYTES as u64, &rounds))
+        Ok(Compared { content: name, size, rounds })
     }
 
     fn timed(&self, mut frame: impl FnMut() -> Result<usize>) -> Result<Duration> {
@@ -67,6 +111,14 @@ impl SealBench {
             black_box(frame()?);
         }
         Ok(began.elapsed())
+    }
+}
+
+impl Compared {
+    /// Our speed by the peer's, round by round.
+    fn ratios(&self) -> Vec<f64> {
+        let rounds = self.rounds.iter();
+        rounds.map(|(ours, peer)| peer.as_secs_f64() / ours.as_secs_f64()).collect()
     }
 }
 
@@ -147,9 +199,10 @@ fn content(seed: u64, noisy: Option<usize>) -> Vec<u8> {
 
 #[test]
 fn each_content_compresses_as_it_should() {
-    let rows = SealBench { frames: 1, rounds: 2, seed: 3 }.run().unwrap();
-    assert!(rows.iter().all(|row| row.ratio > 0.0 && row.ratio.is_finite()), "{rows:?}");
-    let sizes: Vec<f64> = rows.iter().map(|row| row.size).collect();
+    let compared = SealBench { frames: 1, rounds: 2, seed: 3 }.compare_all().unwrap();
+    let mut ratios = compared.iter().flat_map(Compared::ratios);
+    assert!(ratios.all(|ratio| ratio > 0.0 && ratio.is_finite()));
+    let sizes: Vec<f64> = compared.iter().map(|compared| compared.size).collect();
     // Rows compress, noise does not, and a frame of noise is little more than the noise.
     assert!(sizes[0] < 0.5 && sizes[0] < sizes[1] && sizes[1] < 0.8, "{sizes:?}");
     assert!(sizes[2] > 1.0 && sizes[2] < 1.01, "{sizes:?}");
