@@ -109,8 +109,9 @@ pub(super) fn inspect(
         let mut seen = match look(subject, &layout, findings)? {
             Some(seen) => seen,
             None => {
-                let root = subject.root.join(layout.root());
-                inspection.leftovers.push(root);
+                if !(subject.is_running)() {
+                    inspection.leftovers.push(subject.root.join(layout.root()));
+                }
                 return Ok(());
             }
         };
@@ -173,7 +174,7 @@ fn look(
     let place = Place { storage, layout, machine, manifest: manifest.as_ref(), root, is_running };
     let files = Files::list(place, findings)?;
     if !is_there {
-        if files.is_empty() {
+        if files.is_empty() && findings.damage.is_empty() {
             return Ok(None);
         }
         let what = "the manifest is missing".to_owned();

@@ -13,6 +13,7 @@ use rand::{Rng, RngCore, SeedableRng};
 use redoubt_control::inspection::{
     LostPositions, MachineInspection, SegmentInspection, SegmentTail,
 };
+use redoubt_engine::lying::{Fault, Kind};
 use redoubt_engine::storage::{Open, ReadRequest, Storage, WriteRequest};
 use redoubt_log::segment::{ENTRY_HEADER_SIZE, EntryHeader, SEGMENT_HEADER_SIZE, entry_length};
 use redoubt_log::{DiskIndex, MachineId, WallTime};
@@ -328,6 +329,36 @@ fn what_is_missing_is_named() {
             _ => assert_eq!(harmed, 0),
         }
     }
+}
+
+#[test]
+fn what_cannot_be_read_is_named_and_the_rest_is_looked_at() {
+    let world = world(2);
+    let seen = look(&world.disk, false);
+    let before = machine(&seen, MACHINE);
+    let paths = [
+        PathBuf::from(format!("machines/{MACHINE}/manifest")),
+        before.journal.segments.last().unwrap().path.clone(),
+        before.retention[0].path.clone(),
+    ];
+    for path in paths {
+        world.disk.inject(Fault::eio(path.to_str().unwrap()).on(Kind::Read).lasting());
+        let seen = look(&world.disk, false);
+        world.disk.clear_faults();
+        expect_found(&seen, &path, "an unreadable file");
+        assert!(seen.damage[0].what.contains("cannot be read"), "{:?}", seen.damage);
+        assert_eq!(machine(&seen, MACHINE).retention.len(), before.retention.len());
+    }
+    for name in ["journal", "retention", "disks"] {
+        let path = PathBuf::from(format!("machines/{MACHINE}/{name}"));
+        world.disk.inject(Fault::eio(path.to_str().unwrap()).on(Kind::Look).lasting());
+        let seen = look(&world.disk, false);
+        world.disk.clear_faults();
+        assert!(seen.damage.iter().all(|found| found.path.starts_with(&path)), "{name}");
+        assert!(seen.damage.iter().any(|found| found.path == path), "{name}: {:?}", seen.damage);
+        assert!(!machine(&seen, MACHINE).unharmed && machine(&seen, OTHER).unharmed, "{name}");
+    }
+    expect_clean(&world.disk, false).unwrap();
 }
 
 #[test]
