@@ -109,6 +109,9 @@ pub(crate) struct Owner {
     skipped_before: u64,
     /// Whether the order of events was proven when the tracker was attached.
     order_proven: bool,
+    /// The agent stops and its session is gone already; or the sealer has failed, which is told by
+    /// whoever waits for its thread.
+    sealer_has_ended: bool,
     pace: Pace,
 }
 
@@ -168,6 +171,7 @@ impl Owner {
             verify,
             skipped_before,
             order_proven,
+            sealer_has_ended: false,
             pace: Pace::new(now),
         })
     }
@@ -181,6 +185,9 @@ impl Owner {
                 Err(TryRecvError::Empty) => {}
             }
             let busy = if self.log.is_some() { self.advance()? } else { false };
+            if self.sealer_has_ended {
+                break;
+            }
             self.tell();
             if !busy {
                 let reading = self.reader.in_flight() > 0 || self.verify.is_reading();
@@ -405,8 +412,10 @@ impl Owner {
                     log.put_back(ready);
                     return Ok(());
                 }
-                Err(TrySendError::Disconnected(_)) => {
-                    return Err(AgentError::Failed { what: "sealer" });
+                Err(TrySendError::Disconnected(ready)) => {
+                    log.put_back(ready);
+                    self.sealer_has_ended = true;
+                    return Ok(());
                 }
             }
         }
