@@ -69,23 +69,6 @@ fn what_is_discarded_is_left_out_until_it_is_written() -> Result<()> {
     loaded.finish()
 }
 
-/// Honesty about a block that no try can catch at rest: nothing is known of it.
-#[test]
-fn what_is_written_without_a_pause_is_not_called_equal() -> Result<()> {
-    let (mut loaded, mut random) = start()?;
-    let block = random.random_range(RAW_BYTES / 2 / GRANULE_BYTES..RAW_BYTES / GRANULE_BYTES);
-    let hot = loaded.heat(block * GRANULE_BYTES)?;
-    let verified = wait_until("a verify that misses the block", ENDS_WITHIN, || {
-        let verified = loaded.site.verify(Role::Target)?;
-        ensure!(verified.differences.is_empty(), "nothing is wrong: {verified:?}");
-        Ok((verified.not_compared_bytes == GRANULE_BYTES).then_some(verified))
-    })?;
-    ensure!(!verified.equal, "{verified:?}");
-    drop(hot);
-    loaded.expect_equal(Role::Target)?;
-    loaded.finish()
-}
-
 /// A verify at the agent that hangs, since the target was stopped.
 fn hanging_verify(loaded: &mut LoadedSite) -> Result<Child> {
     let target = loaded.site.process_id(Role::Target)?;

@@ -19,6 +19,9 @@ const SLOT: DiskIndex = DiskIndex(DiskIndex::LIMIT - 1);
 const SCRATCH_BYTES: u64 = 4 << 20;
 /// Direct writes come from memory aligned to this.
 const ALIGNMENT: usize = 4096;
+/// One event that the kernel did not bring must not decide how a whole run is tracked; what is wrong
+/// stays wrong, however often it is tried.
+const TRIALS: usize = 3;
 /// Another process may take the free loop device that we were told of.
 const CONFIGURE_ATTEMPTS: u32 = 16;
 
@@ -78,12 +81,24 @@ fn try_all(
     bases: &[Bases],
 ) -> Result<Capability, ProbeError> {
     attached.set_mode(SLOT, CaptureMode::Metadata)?;
-    if let Err(reason) = trial_run(attached, scratch, Trial::Order)? {
-        return Ok(Capability::Bitmap(reason));
+    let mut failed = String::new();
+    for _ in 0..TRIALS {
+        match trial_run(attached, scratch, Trial::Order)? {
+            Ok(()) => return try_data(attached, scratch, bases),
+            Err(reason) => failed = reason,
+        }
     }
+    Ok(Capability::Bitmap(failed))
+}
+
+fn try_data(
+    attached: &mut Attached,
+    scratch: &Scratch,
+    bases: &[Bases],
+) -> Result<Capability, ProbeError> {
     attached.set_mode(SLOT, CaptureMode::Data)?;
     let mut failed = "no place of the kernel's pages is known".to_owned();
-    for (number, candidate) in bases.iter().enumerate() {
+    for (number, candidate) in bases.iter().cycle().take(TRIALS * bases.len()).enumerate() {
         attached.set_bases(Some(*candidate));
         let seed = u8::try_from(number).unwrap_or(u8::MAX);
         match trial_run(attached, scratch, Trial::Data(seed))? {
