@@ -19,8 +19,8 @@ const SLOT: DiskIndex = DiskIndex(DiskIndex::LIMIT - 1);
 const SCRATCH_BYTES: u64 = 4 << 20;
 /// Direct writes come from memory aligned to this.
 const ALIGNMENT: usize = 4096;
-/// One event that the kernel did not bring must not decide how a whole run is tracked; what is wrong
-/// stays wrong, however often it is tried.
+/// One event that the kernel did not bring must not decide how a whole run is tracked; what is
+/// wrong stays wrong, however often it is tried.
 const TRIALS: usize = 3;
 /// Another process may take the free loop device that we were told of.
 const CONFIGURE_ATTEMPTS: u32 = 16;
