@@ -168,12 +168,8 @@ mod tests {
     use super::*;
     use crate::process::{Running, command};
 
-    /// Whichever way this machine can count, a busy process is seen and an idle group costs
-    /// nothing.
-    #[test]
-    fn a_busy_process_is_counted_with_its_children() {
+    fn expect_counted(group: Group) {
         let log = tempfile::NamedTempFile::new().unwrap();
-        let group = Group::new();
         let idle = group.measure().finish().unwrap();
         assert!(idle.processor_seconds < 0.2, "{idle:?}");
         let meter = group.measure();
@@ -188,5 +184,15 @@ mod tests {
         let path = group.cgroup.clone();
         drop(group);
         assert!(path.is_none_or(|path| !path.exists()));
+    }
+
+    #[test]
+    fn a_busy_process_is_counted_with_its_children() {
+        expect_counted(Group::new());
+    }
+
+    #[test]
+    fn it_is_counted_without_a_cgroup_too() {
+        expect_counted(Group { cgroup: None });
     }
 }

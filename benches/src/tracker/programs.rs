@@ -1,7 +1,7 @@
 //! What the kernel itself counts for the tracker's programs: runs, their time, and runs that it
 //! skipped. It only reads, but for the switch of the statistics, which it puts back.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libbpf_rs::{Link, Program};
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -38,33 +38,57 @@ impl Counts {
     }
 }
 
-/// The product's pin directories.
-pub fn pin_directories() -> Vec<PathBuf> {
-    let entries = fs::read_dir(BPF_FS).into_iter().flatten().flatten();
-    let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("redoubt-"));
-    ours.map(|entry| entry.path()).collect()
+/// Where the programs that an agent's process holds are pinned: another agent may run beside it.
+pub fn pins_of(process: i32) -> Result<PathBuf> {
+    let held = held_by(process)?;
+    for entry in fs::read_dir(BPF_FS).context(BPF_FS)? {
+        let path = entry?.path();
+        let pinned: Vec<u32> = match links(&path) {
+            Ok(links) => links.into_iter().map(|(_, id)| id).collect(),
+            // Another agent's directory may go meanwhile, and not everything here is one.
+            Err(_) => continue,
+        };
+        if !pinned.is_empty() && pinned.iter().all(|id| held.contains(id)) {
+            return Ok(path);
+        }
+    }
+    bail!("no directory in {BPF_FS} has the programs of process {process}")
 }
 
-/// The one that was not there before.
-pub fn new_pin_directory(before: &[PathBuf]) -> Result<PathBuf> {
-    let new: Vec<_> = pin_directories().into_iter().filter(|path| !before.contains(path)).collect();
-    ensure!(new.len() == 1, "{} new pin directories: does another agent start here?", new.len());
-    new.into_iter().next().context("one")
+/// The programs that a process has open.
+fn held_by(process: i32) -> Result<Vec<u32>> {
+    let directory = format!("/proc/{process}/fdinfo");
+    let mut held = Vec::new();
+    for entry in fs::read_dir(&directory).with_context(|| directory.clone())? {
+        // A descriptor may be closed meanwhile.
+        let text = fs::read_to_string(entry?.path()).unwrap_or_default();
+        held.extend(number(&text, "prog_id").and_then(|id| u32::try_from(id).ok()));
+    }
+    Ok(held)
 }
 
-/// The counts of every program whose link is pinned there, by name.
-pub fn read(pins: &Path) -> Result<Vec<Counts>> {
-    let mut counts = Vec::new();
+/// The links pinned in a directory: the program's name, and its id.
+fn links(pins: &Path) -> Result<Vec<(String, u32)>> {
+    let mut links = Vec::new();
     for entry in fs::read_dir(pins).with_context(|| pins.display().to_string())? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(program) = name.strip_prefix("link_") else { continue };
         let link = Link::open(entry.path()).with_context(|| format!("pin {name}"))?;
         let id = link.info().with_context(|| format!("pin {name}"))?.prog_id;
+        links.push((program.to_owned(), id));
+    }
+    Ok(links)
+}
+
+/// The counts of every program whose link is pinned there, by name.
+pub fn read(pins: &Path) -> Result<Vec<Counts>> {
+    let mut counts = Vec::new();
+    for (program, id) in links(pins)? {
         let descriptor = Program::fd_from_id(id).with_context(|| format!("program {id}"))?;
         let path = format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd());
         let text = fs::read_to_string(path)?;
-        counts.push(parse(program, &text).with_context(|| format!("counts of {program}"))?);
+        counts.push(parse(&program, &text).with_context(|| format!("counts of {program}"))?);
     }
     ensure!(!counts.is_empty(), "no program is pinned in {}", pins.display());
     counts.sort_by(|one, other| one.program.cmp(&other.program));
@@ -72,16 +96,18 @@ pub fn read(pins: &Path) -> Result<Vec<Counts>> {
 }
 
 fn parse(program: &str, text: &str) -> Option<Counts> {
-    let number = |name: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().parse().ok()
-    };
     Some(Counts {
         program: program.to_owned(),
-        runs: number("run_cnt")?,
-        nanoseconds: number("run_time_ns")?,
-        skipped: number("recursion_misses")?,
+        runs: number(text, "run_cnt")?,
+        nanoseconds: number(text, "run_time_ns")?,
+        skipped: number(text, "recursion_misses")?,
     })
+}
+
+/// A number in a descriptor's information.
+fn number(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim().parse().ok()
 }
 
 /// The kernel's statistics, on while this lives.

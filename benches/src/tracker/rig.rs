@@ -76,7 +76,6 @@ pub struct Rig<'a> {
     pub room: &'a Path,
     pub site: Watched,
     trace: Option<Running>,
-    before: Vec<PathBuf>,
     pins: Option<PathBuf>,
     is_running: bool,
 }
@@ -84,9 +83,8 @@ pub struct Rig<'a> {
 impl<'a> Rig<'a> {
     /// A disk that nobody watches yet, and a target.
     pub fn new(source: &'a Source, room: &'a Path) -> Result<Self> {
-        let before = programs::pin_directories();
         let site = Watched::prepare(room, source.device(), POINT_INTERVAL, &[])?;
-        Ok(Self { source, room, site, trace: None, before, pins: None, is_running: false })
+        Ok(Self { source, room, site, trace: None, pins: None, is_running: false })
     }
 
     /// Brings the disk into a mode; with a target, once all of it is there.
@@ -143,7 +141,8 @@ impl<'a> Rig<'a> {
             self.is_running = true;
         }
         if self.pins.is_none() {
-            self.pins = Some(programs::new_pin_directory(&self.before)?);
+            let [agent, _] = self.site.processes()?;
+            self.pins = Some(programs::pins_of(agent)?);
         }
         self.site.wait_for_streaming(STREAMING_WITHIN)?;
         self.site.wait_for_replica(STREAMING_WITHIN).map(drop)
