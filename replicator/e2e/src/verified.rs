@@ -27,6 +27,11 @@ const HOT_FOR: Duration = Duration::from_secs(3600);
 /// A difference is read again within moments; the rest is the status's turn.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(60);
 
+/// Where the kernel runs no program for a completion, everything is read again; a verify that this
+/// falls into is told as incomplete, and tried again.
+const ATTEMPTS: usize = 5;
+const MISSED: &str = "a completion was missed";
+
 /// The load on the raw disk.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
@@ -79,7 +84,12 @@ impl LoadedSite {
 
     /// A verify that must compare everything and find nothing.
     pub fn expect_equal(&mut self, role: Role) -> Result<Verified> {
-        let verified = self.site.verify(role)?;
+        let verified = self.undisturbed(|loaded| {
+            let verified = loaded.site.verify(role)?;
+            let ended = verified.equal || !verified.differences.is_empty();
+            ensure!(ended, "not everything was compared: {verified:?}");
+            Ok(verified)
+        })?;
         ensure!(verified.equal, "not equal: {verified:?}");
         let all = verified.compared_bytes + verified.discarded_bytes;
         ensure!(all == self.raw_bytes + FILES_BYTES, "not everything: {verified:?}");
@@ -91,10 +101,13 @@ impl LoadedSite {
     /// granule must be found, and be right again soon.
     pub fn expect_found_and_repaired(&mut self, offset: u64, role: Role) -> Result<()> {
         ensure!(offset >= self.raw_bytes / 2, "{offset} is under the load");
-        self.garble(offset)?;
-        let verified = self.site.verify(role)?;
         let granule = (RAW.to_owned(), offset / GRANULE_BYTES * GRANULE_BYTES, GRANULE_BYTES);
-        ensure!(verified.differences == [granule], "byte {offset} was garbled: {verified:?}");
+        self.undisturbed(|loaded| {
+            loaded.garble(offset)?;
+            let verified = loaded.site.verify(role)?;
+            ensure!(verified.differences == [granule.clone()], "byte {offset}: {verified:?}");
+            Ok(())
+        })?;
         let replica = self.replica()?;
         let source = read_byte(&self.raw.device, offset)?;
         wait_until("the repair", REPAIRED_WITHIN, || {
@@ -102,17 +115,39 @@ impl LoadedSite {
         })
     }
 
+    /// Tries again what failed while the tracker missed a completion: nothing else.
+    pub fn undisturbed<T>(&mut self, mut attempt: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        for _ in 1..ATTEMPTS {
+            let before = self.misses()?;
+            match attempt(self) {
+                Err(error) if self.misses()? > before => {
+                    eprintln!("tried again, since {MISSED}: {error:#}");
+                    self.site.wait_for_streaming(STREAMING_WITHIN)?;
+                }
+                ended => return ended,
+            }
+        }
+        attempt(self)
+    }
+
+    /// How often the agent said so.
+    pub fn misses(&self) -> Result<usize> {
+        Ok(self.site.logged(Role::Agent)?.matches(MISSED).count())
+    }
+
     /// Garbles a byte where the load writes: either it is found, or the load has repaired it.
     /// Returns whether it was found.
     pub fn garble_under_load(&mut self, offset: u64, role: Role) -> Result<bool> {
-        self.garble(offset)?;
-        let verified = self.site.verify(role)?;
         let granule = (RAW.to_owned(), offset / GRANULE_BYTES * GRANULE_BYTES, GRANULE_BYTES);
-        ensure!(
-            verified.equal || verified.differences == [granule],
-            "byte {offset} was garbled: {verified:?}"
-        );
-        Ok(!verified.equal)
+        self.undisturbed(|loaded| {
+            loaded.garble(offset)?;
+            let verified = loaded.site.verify(role)?;
+            ensure!(
+                verified.equal || verified.differences == [granule.clone()],
+                "byte {offset} was garbled: {verified:?}"
+            );
+            Ok(!verified.equal)
+        })
     }
 
     /// More load: one block of the raw disk, written again and again until what is returned ends.
@@ -122,11 +157,9 @@ impl LoadedSite {
     }
 
     fn garble(&self, offset: u64) -> Result<()> {
-        let path = self.replica()?;
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, offset)?;
-        file.write_all_at(&[byte[0] ^ 0x40], offset)?;
+        let wrong = read_byte(&self.raw.device, offset)? ^ 0x40;
+        let file = OpenOptions::new().write(true).open(self.replica()?)?;
+        file.write_all_at(&[wrong], offset)?;
         Ok(file.sync_all()?)
     }
 
