@@ -251,6 +251,9 @@ impl Storage for NoReplicas {
     fn remove(&self, path: &Path) -> Result<()> {
         self.0.remove(path)
     }
+    fn remove_tree(&self, path: &Path) -> Result<()> {
+        self.0.remove_tree(path)
+    }
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         self.0.rename(from, to)
     }

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
 use crate::buffer::BLOCK_BYTES;
+use crate::device;
 use crate::steps::{self, named};
 use crate::storage::{BlockFile, Open, ReadRequest, Result, Storage, StorageError, WriteRequest};
 
@@ -51,11 +52,18 @@ impl DirectoryStorage {
         let opened = match how {
             Open::ReadOnly => OpenOptions::new().read(true).open(&full),
             Open::ReadWrite => OpenOptions::new().read(true).write(true).open(&full),
+            // Of a block device this makes the caller its one claimant, as a mount is.
+            Open::Claim => {
+                OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(&full)
+            }
             Open::CreateSparse(size) => create(&full, |file| file.set_len(size)),
             Open::CreateAllocated(size) => create(&full, |file| allocate(file, size)),
         };
         let opened = opened.and_then(|file| {
             let is_device = file.metadata()?.file_type().is_block_device();
+            if how == Open::Claim && !is_device {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a block device"));
+            }
             // A device's metadata has no size; its end has.
             let end = lseek(&file, 0, Whence::SeekEnd)?;
             Ok((file, is_device, to_u64(end)?))
@@ -84,6 +92,11 @@ impl Storage for DirectoryStorage {
     fn remove(&self, path: &Path) -> Result<()> {
         let full = self.resolve(path)?;
         named(&full, || "remove".into(), std::fs::remove_file(&full))
+    }
+
+    fn remove_tree(&self, path: &Path) -> Result<()> {
+        let full = self.resolve(path)?;
+        named(&full, || "remove with all below it".into(), std::fs::remove_dir_all(&full))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
@@ -247,6 +260,14 @@ impl BlockFile for DirectoryFile {
     fn sync(&self) -> Result<()> {
         named(&self.path, || "sync".into(), self.file.sync_data())
     }
+
+    fn identity(&self) -> Result<Option<String>> {
+        let known = match self.is_device {
+            true => self.file.metadata().and_then(|metadata| device::identity(metadata.rdev())),
+            false => Ok(None),
+        };
+        named(&self.path, || "ask for its identity".into(), known)
+    }
 }
 
 fn write_zeros(
@@ -330,6 +351,7 @@ fn open_words(how: Open) -> String {
     match how {
         Open::ReadOnly => "open for reading".into(),
         Open::ReadWrite => "open for reading and writing".into(),
+        Open::Claim => "claim".into(),
         Open::CreateSparse(size) => format!("create sparse with {size} bytes"),
         Open::CreateAllocated(size) => format!("create with {size} bytes allocated"),
     }

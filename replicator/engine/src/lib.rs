@@ -3,6 +3,7 @@
 
 pub mod buffer;
 mod carry;
+pub mod device;
 pub mod directory;
 #[cfg(feature = "lying")]
 pub mod lying;

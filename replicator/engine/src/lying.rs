@@ -11,6 +11,7 @@
 //! - Each request of a batch is an operation of its own, in a random order, so that a cut may come
 //!   between them. The operation on which the cut falls may have happened or not.
 
+mod devices;
 mod fault;
 mod medium;
 mod names;
@@ -59,6 +60,10 @@ struct State {
     capacity: u64,
     faults: Vec<Fault>,
     directories: BTreeSet<PathBuf>,
+    /// Removed and not durably so, each with the directories that were below it.
+    removed_trees: Vec<(PathBuf, BTreeSet<PathBuf>)>,
+    /// What devices are known by.
+    identities: BTreeMap<PathBuf, String>,
     names: Names,
     files: BTreeMap<Node, File>,
     next_node: Node,
@@ -82,6 +87,8 @@ impl LyingStorage {
             capacity: 1 << 60,
             faults: Vec::new(),
             directories: BTreeSet::from([PathBuf::new()]),
+            removed_trees: Vec::new(),
+            identities: BTreeMap::new(),
             names: Names::default(),
             files: BTreeMap::new(),
             next_node: 0,
@@ -158,7 +165,7 @@ impl LyingStorage {
 impl Storage for LyingStorage {
     fn open(&self, path: &Path, how: Open) -> Result<Arc<dyn BlockFile>> {
         let kind = match how {
-            Open::ReadOnly | Open::ReadWrite => Kind::Look,
+            Open::ReadOnly | Open::ReadWrite | Open::Claim => Kind::Look,
             Open::CreateSparse(_) | Open::CreateAllocated(_) => Kind::Name,
         };
         let file = self.operate(
@@ -167,7 +174,7 @@ impl Storage for LyingStorage {
             || format!("open as {how:?}"),
             |state, _| {
                 let node = match how {
-                    Open::ReadOnly | Open::ReadWrite => state.find(path)?,
+                    Open::ReadOnly | Open::ReadWrite | Open::Claim => state.find(path)?,
                     Open::CreateSparse(size) => state.create(path, size, false)?,
                     Open::CreateAllocated(size) => state.create(path, size, true)?,
                 };
@@ -215,6 +222,15 @@ impl Storage for LyingStorage {
         )
     }
 
+    fn remove_tree(&self, path: &Path) -> Result<()> {
+        self.operate(
+            path,
+            Kind::Name,
+            || "remove with all below it".into(),
+            |state, _| state.remove_tree(path),
+        )
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         steps::named(to, || "rename to".into(), steps::check_path(to))?;
         self.operate(
@@ -242,7 +258,7 @@ impl Storage for LyingStorage {
                 if harm.is_some() {
                     return Err(eio());
                 }
-                state.names.sync(path);
+                state.sync_directory(path);
                 state.collect();
                 Ok(())
             },
@@ -365,7 +381,14 @@ impl BlockFile for LyingFile {
         self.operate(
             Kind::Look,
             || format!("look for data at {offset}"),
-            |state, _| Ok(state.medium(self.node).next_data(offset)),
+            |state, _| {
+                // A device does not say where it holds nothing.
+                let left = self.size.saturating_sub(offset);
+                match self.path.is_absolute() {
+                    true => Ok((left > 0).then_some((offset, left))),
+                    false => Ok(state.medium(self.node).next_data(offset)),
+                }
+            },
         )
     }
 
@@ -382,6 +405,14 @@ impl BlockFile for LyingFile {
                 medium.sync();
                 Ok(())
             },
+        )
+    }
+
+    fn identity(&self) -> Result<Option<String>> {
+        self.operate(
+            Kind::Look,
+            || "ask for its identity".into(),
+            |state, _| Ok(state.identities.get(&self.path).cloned()),
         )
     }
 }
@@ -422,6 +453,10 @@ impl State {
         self.powered = false;
         self.run += 1;
         self.names.crash(&mut self.rng);
+        // What comes back of a removed tree comes back with its directories.
+        self.removed_trees.clear();
+        let parents = self.names.iter().flat_map(|(name, _)| name.ancestors().skip(1));
+        self.directories.extend(parents.map(Path::to_path_buf));
         for file in self.files.values_mut() {
             file.medium.crash(&mut self.rng);
             // The handles are dead: they hold nothing any more.
@@ -439,6 +474,29 @@ impl State {
             return Ok(());
         }
         Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn remove_tree(&mut self, path: &Path) -> io::Result<()> {
+        if !self.directories.contains(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let names = self.names.iter().map(|(name, _)| name.clone());
+        let names: Vec<PathBuf> = names.filter(|name| name.starts_with(path)).collect();
+        names.iter().for_each(|name| self.names.remove(name));
+        let (gone, kept) =
+            std::mem::take(&mut self.directories).into_iter().partition(|it| it.starts_with(path));
+        self.directories = kept;
+        self.removed_trees.push((path.to_owned(), gone));
+        Ok(())
+    }
+
+    /// The names in the directory are durable then, and the trees that were removed from it.
+    fn sync_directory(&mut self, path: &Path) {
+        self.names.sync(path);
+        let removed = self.removed_trees.extract_if(.., |(root, _)| steps::parent(root) == path);
+        for directory in removed.flat_map(|(_, directories)| directories) {
+            self.names.sync(&directory);
+        }
     }
 
     fn create(&mut self, path: &Path, size: u64, reserved: bool) -> io::Result<Node> {

@@ -143,6 +143,10 @@ impl BlockQueue for Ring {
         Ok(())
     }
 
+    fn close_file(&mut self, file: FileSlot) -> Result<(), EngineError> {
+        self.unregister_file(file)
+    }
+
     fn reap(
         &mut self,
         min_wait: usize,

@@ -27,6 +27,9 @@ pub enum Open {
     ReadOnly,
     /// An existing file or block device, reading and writing.
     ReadWrite,
+    /// An existing block device, reading and writing, that nobody else may mount or claim while
+    /// it is open.
+    Claim,
     /// A file that must not exist yet, of this many bytes, sparse.
     CreateSparse(u64),
     /// A file that must not exist yet, of this many bytes, its blocks allocated.
@@ -66,6 +69,9 @@ pub trait BlockFile: Send + Sync {
     fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>>;
     /// Everything written before is durable when this returns.
     fn sync(&self) -> Result<()>;
+    /// By what the system knows this block device again after a reboot, whatever its path is then;
+    /// `None` for a file, and for a device whose driver tells nothing.
+    fn identity(&self) -> Result<Option<String>>;
 }
 
 /// A directory tree. Paths are relative to its root; an absolute one names a block device.
@@ -79,6 +85,9 @@ pub trait Storage: Send + Sync {
     fn list(&self, path: &Path) -> Result<Vec<String>>;
     /// Removes a file; not durable before `sync_directory`.
     fn remove(&self, path: &Path) -> Result<()>;
+    /// Removes a directory and all below it; not durable before `sync_directory` of its parent, and
+    /// a cut may leave any part of it.
+    fn remove_tree(&self, path: &Path) -> Result<()>;
     /// Renames a file, replacing the target; not durable before `sync_directory`.
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
     /// Creations, renames and removals in this directory are durable when this returns.

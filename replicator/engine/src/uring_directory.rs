@@ -103,6 +103,10 @@ impl Storage for UringStorage {
         self.plain.remove(path)
     }
 
+    fn remove_tree(&self, path: &Path) -> Result<()> {
+        self.plain.remove_tree(path)
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         self.plain.rename(from, to)
     }
@@ -325,6 +329,10 @@ impl BlockFile for UringFile {
 
     fn sync(&self) -> Result<()> {
         self.plain.sync()
+    }
+
+    fn identity(&self) -> Result<Option<String>> {
+        self.plain.identity()
     }
 }
 

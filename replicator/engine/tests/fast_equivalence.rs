@@ -86,7 +86,7 @@ fn one_step(twins: &Twins, rng: &mut StdRng, path: &Path, what: &str) {
     let size = *SIZES.choose(rng).unwrap();
     let other = Path::new(*NAMES.choose(rng).unwrap());
     let bytes: Vec<u8> = (0..rng.random_range(0..9000)).map(|_| rng.random()).collect();
-    match rng.random_range(0..14) {
+    match rng.random_range(0..15) {
         0 => twins.agree(what, |s| s.open(path, Open::CreateSparse(size)).map(|f| f.size())),
         1 => twins.agree(what, |s| s.open(path, Open::CreateAllocated(size)).map(|f| f.size())),
         2 => twins.agree(what, |s| s.remove(path)),
@@ -95,6 +95,16 @@ fn one_step(twins: &Twins, rng: &mut StdRng, path: &Path, what: &str) {
         5 => twins.agree(what, |s| s.load(path)),
         6 => twins.agree(what, |s| Ok((s.list(Path::new(""))?, s.list(Path::new("d"))?))),
         7 => twins.agree(what, |s| s.sync_directory(Path::new("d"))),
+        8 => {
+            twins.agree(what, |s| {
+                s.create_directory(Path::new("e/f"))?;
+                s.replace(Path::new("e/f/a"), &bytes)?;
+                s.remove_tree(Path::new("e"))?;
+                s.sync_directory(Path::new(""))?;
+                Ok((s.list(Path::new(""))?, s.load(Path::new("e/f/a"))?))
+            });
+            twins.agree(what, |s| s.remove_tree(Path::new("e")));
+        }
         _ => {
             let plan = Plan::random(rng);
             twins.agree(what, |s| plan.run(s, path));

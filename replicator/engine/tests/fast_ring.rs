@@ -236,3 +236,45 @@ fn pipe() -> (File, File) {
     let (reader, writer) = nix::unistd::pipe().unwrap();
     (reader.into(), writer.into())
 }
+
+#[test]
+fn a_closed_file_is_held_no_more_and_its_neighbour_goes_on() {
+    for is_blocking in [false, true] {
+        let make = |files: Vec<File>| -> Box<dyn BlockQueue> {
+            match is_blocking {
+                false => Box::new(ring(&files, None)),
+                true => Box::new(BlockingQueue::new(DEPTH, files)),
+            }
+        };
+        let (reader, mut writer) = pipe();
+        let mut queue = make(vec![files(1).remove(0), reader]);
+        queue.close_file(FileSlot(1)).unwrap();
+        // The kernel may take its time to drop the file.
+        let mut broken = false;
+        for _ in 0..500 {
+            match writer.write_all(b"x") {
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+                    broken = true;
+                    break;
+                }
+                Ok(()) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+        assert!(broken, "somebody still reads the pipe");
+        let pool = BufferPool::new(2, BUFFER_BYTES);
+        let mut completions = Vec::new();
+        queue.submit(operation(1, Direction::Read, 0, pool.take().unwrap())).unwrap();
+        let closed = Operation {
+            file: FileSlot(1),
+            ..operation(2, Direction::Read, 0, pool.take().unwrap())
+        };
+        queue.submit(closed).unwrap();
+        while completions.len() < 2 {
+            queue.reap(1, &mut completions).unwrap();
+        }
+        for completion in completions {
+            assert_eq!(completion.result.is_ok(), completion.token == 1);
+        }
+    }
+}

@@ -9,6 +9,7 @@ use std::process::Command;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use redoubt_engine::device::Device;
 use redoubt_engine::directory::DirectoryStorage;
 use redoubt_engine::storage::{Open, ReadRequest, Storage, WriteRequest};
 use redoubt_engine::uring_directory::{UringOptions, UringStorage};
@@ -127,5 +128,33 @@ fn a_full_file_system_is_an_error_and_leaves_no_half_made_file() {
         storage.replace(Path::new("manifest"), &data).unwrap_err();
         assert_eq!(storage.list(Path::new("")).unwrap(), ["large"], "{name}");
         storage.remove(path).unwrap();
+    }
+}
+
+#[test]
+fn a_claimed_device_is_nobody_elses_and_is_known_again() {
+    let device = LoopDevice::new(512);
+    for (name, storage) in storages(Path::new("")) {
+        let claimed = storage.open(&device.path, Open::Claim).unwrap();
+        assert_eq!(claimed.size(), DEVICE_BYTES, "{name}");
+        let backing = device._backing.path().canonicalize().unwrap();
+        let known = claimed.identity().unwrap();
+        assert_eq!(known, Some(format!("file:{}", backing.display())), "{name}");
+        let second = storage.open(&device.path, Open::Claim).err().expect(name);
+        assert_eq!(second.source.kind(), ErrorKind::ResourceBusy, "{name}");
+        // Who only looks is not shut out.
+        storage.open(&device.path, Open::ReadOnly).unwrap();
+    }
+    let examined = Device::examine(&device.path).unwrap();
+    assert_eq!((examined.size, examined.start), (DEVICE_BYTES, 0));
+    assert!(!examined.read_only && examined.users.is_empty(), "{examined:?}");
+}
+
+#[test]
+fn only_a_block_device_is_claimed() {
+    let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for (name, storage) in storages(Path::new("")) {
+        let error = storage.open(file.path(), Open::Claim).err().expect(name);
+        assert_eq!(error.source.kind(), ErrorKind::InvalidInput, "{name}");
     }
 }

@@ -87,6 +87,21 @@ impl Names {
         self.change(Change::Created { path: path.into(), node });
     }
 
+    /// A device is there, or another stands in its place: nothing of that is lost by a cut.
+    pub(super) fn plug_in(&mut self, path: &Path, node: Node) {
+        self.current.insert(path.into(), node);
+        self.durable.insert(path.into(), node);
+    }
+
+    /// Two devices change their paths.
+    pub(super) fn swap(&mut self, first: &Path, second: &Path) {
+        for names in [&mut self.current, &mut self.durable] {
+            let nodes = (names.remove(first), names.remove(second));
+            names.extend(nodes.0.map(|node| (second.to_owned(), node)));
+            names.extend(nodes.1.map(|node| (first.to_owned(), node)));
+        }
+    }
+
     pub(super) fn remove(&mut self, path: &Path) {
         self.change(Change::Removed { path: path.into() });
     }

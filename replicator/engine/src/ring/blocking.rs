@@ -3,21 +3,23 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::ring::{BlockQueue, Completion, Direction, EngineError, Operation};
+use crate::ring::{BlockQueue, Completion, Direction, EngineError, FileSlot, Operation};
 
 /// A queue that works when it is reaped, in order. Priorities are not honoured.
 #[derive(Debug)]
 pub struct BlockingQueue {
     depth: usize,
-    files: Vec<File>,
+    files: Vec<Option<File>>,
     waiting: VecDeque<Operation>,
 }
 
 impl BlockingQueue {
     /// A queue over these files; a `FileSlot` is an index into them.
     pub fn new(depth: usize, files: Vec<File>) -> Self {
+        let files = files.into_iter().map(Some).collect();
         BlockingQueue { depth, files, waiting: VecDeque::new() }
     }
 }
@@ -39,6 +41,14 @@ impl BlockQueue for BlockingQueue {
         Ok(())
     }
 
+    fn close_file(&mut self, file: FileSlot) -> Result<(), EngineError> {
+        let files = self.files.len();
+        let unknown = EngineError::UnknownFile { slot: file.0, files };
+        let held = self.files.get_mut(file.0 as usize).ok_or(unknown)?;
+        held.take();
+        Ok(())
+    }
+
     /// Does exactly `min_wait` operations, so that a caller who only looks (0) is not held up, but
     /// one at least: a caller who never waits must see progress too.
     fn reap(
@@ -47,11 +57,11 @@ impl BlockQueue for BlockingQueue {
         completions: &mut Vec<Completion>,
     ) -> Result<(), EngineError> {
         for mut operation in self.waiting.drain(..min_wait.max(1).min(self.waiting.len())) {
-            let file = &self.files[operation.file.0 as usize];
             let bytes = &mut operation.buffer[..operation.length];
-            let result = match operation.direction {
-                Direction::Read => file.read_exact_at(bytes, operation.offset),
-                Direction::Write => file.write_all_at(bytes, operation.offset),
+            let result = match (&self.files[operation.file.0 as usize], operation.direction) {
+                (Some(file), Direction::Read) => file.read_exact_at(bytes, operation.offset),
+                (Some(file), Direction::Write) => file.write_all_at(bytes, operation.offset),
+                (None, _) => Err(io::Error::from_raw_os_error(libc::EBADF)),
             };
             completions.push(Completion {
                 token: operation.token,

@@ -70,6 +70,10 @@ pub trait BlockQueue: Send {
     /// latest.
     fn submit(&mut self, operation: Operation) -> Result<(), (Operation, EngineError)>;
 
+    /// Lets a file go, so that its device is no longer held; operations on it that are in flight
+    /// end as they would have, and no further one may name it.
+    fn close_file(&mut self, file: FileSlot) -> Result<(), EngineError>;
+
     /// Starts what was submitted, waits until `min_wait` operations have ended (or all, where fewer
     /// are in flight), and appends all that have.
     fn reap(

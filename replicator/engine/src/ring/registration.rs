@@ -19,6 +19,16 @@ impl Ring {
         Ok((0..).take(files.len()).map(FileSlot).collect())
     }
 
+    /// Takes a registered file out of its place; the kernel closes it with the last operation.
+    pub(super) fn unregister_file(&mut self, file: FileSlot) -> Result<(), EngineError> {
+        const NO_FILE: i32 = -1;
+        self.queue
+            .submitter()
+            .register_files_update(file.0, &[NO_FILE])
+            .map(drop)
+            .map_err(|source| EngineError::Register { what: "no file in the place of one", source })
+    }
+
     /// Registers the pool's buffers, once: operations with its buffers then spare the kernel the
     /// pinning. Those with buffers of other pools go on to work.
     pub fn register_buffers(&mut self, pool: &BufferPool) -> Result<(), EngineError> {

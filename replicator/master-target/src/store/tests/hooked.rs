@@ -52,6 +52,10 @@ impl<S: Storage> Storage for HookedStorage<S> {
         call();
         self.0.remove(path)
     }
+    fn remove_tree(&self, path: &Path) -> Result<()> {
+        call();
+        self.0.remove_tree(path)
+    }
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         call();
         self.0.rename(from, to)
@@ -101,5 +105,9 @@ impl BlockFile for HookedFile {
     fn sync(&self) -> Result<()> {
         call();
         self.0.sync()
+    }
+    fn identity(&self) -> Result<Option<String>> {
+        call();
+        self.0.identity()
     }
 }

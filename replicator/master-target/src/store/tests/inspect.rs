@@ -49,6 +49,9 @@ impl Storage for ReadOnly<'_> {
     fn remove(&self, path: &Path) -> Result<()> {
         forbidden(path, "remove")
     }
+    fn remove_tree(&self, path: &Path) -> Result<()> {
+        forbidden(path, "remove")
+    }
     fn rename(&self, from: &Path, _: &Path) -> Result<()> {
         forbidden(from, "rename")
     }
