@@ -115,6 +115,12 @@ pub enum Record {
         /// The time.
         at: WallTime,
     },
+    /// The disk's protection has ended: from here on the log tells nothing of it, and its number
+    /// is not used again.
+    DiskRemoved {
+        /// The disk.
+        disk: DiskIndex,
+    },
 }
 
 /// What a recovery point promises of the data.
@@ -257,7 +263,8 @@ impl Record {
             | Self::DiskAdded { disk, .. }
             | Self::DiskResized { disk, .. }
             | Self::Gap { disk, .. }
-            | Self::Consistent { disk } => disks.insert(*disk),
+            | Self::Consistent { disk }
+            | Self::DiskRemoved { disk } => disks.insert(*disk),
             Self::Marker { disks: good, .. } => disks = *good,
             Self::Until { .. } => {}
         }
@@ -300,9 +307,10 @@ impl Record {
                 }
                 check_text("disk name", name, 1, DISK_NAME_LIMIT)
             }
-            Self::DiskResized { disk, .. } | Self::Gap { disk, .. } | Self::Consistent { disk } => {
-                check_disk(*disk)
-            }
+            Self::DiskResized { disk, .. }
+            | Self::Gap { disk, .. }
+            | Self::Consistent { disk }
+            | Self::DiskRemoved { disk } => check_disk(*disk),
             Self::Until { .. } => Ok(()),
         }
     }

@@ -26,6 +26,7 @@ pub(crate) fn any_record(payload_most: u32) -> impl Strategy<Value = Record> {
         1 => (disk(), any_reason()).prop_map(|(disk, reason)| Record::Gap { disk, reason }),
         1 => disk().prop_map(|disk| Record::Consistent { disk }),
         1 => any::<u64>().prop_map(|at| Record::Until { at: WallTime(at) }),
+        1 => disk().prop_map(|disk| Record::DiskRemoved { disk }),
     ]
 }
 
@@ -104,7 +105,7 @@ proptest! {
 #[test]
 fn numbers_on_the_wire_are_frozen() {
     let disk = DiskIndex(5);
-    let golden: [(Record, &[u8]); 10] = [
+    let golden: [(Record, &[u8]); 11] = [
         (Record::Write { disk, offset: 4096, length: 512 }, &[0, 5, 251, 0, 16, 251, 0, 2]),
         (Record::Backfill { disk, offset: 1, length: 2 }, &[1, 5, 1, 2]),
         (Record::Zero { disk, offset: 1, length: 2 }, &[2, 5, 1, 2]),
@@ -128,6 +129,7 @@ fn numbers_on_the_wire_are_frozen() {
         (Record::Gap { disk, reason: GapReason::Paused }, &[7, 5, 9]),
         (Record::Consistent { disk }, &[8, 5]),
         (Record::Until { at: WallTime(3) }, &[9, 3]),
+        (Record::DiskRemoved { disk }, &[10, 5]),
     ];
     for (record, bytes) in golden {
         assert_eq!(bytes_of(&record), bytes, "{record:?}");
