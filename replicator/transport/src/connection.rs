@@ -133,6 +133,17 @@ impl<Out: Serialize> MessageSender<Out> {
     pub async fn send(&mut self, message: &Out) -> Result<()> {
         write_message(&mut self.stream, message).await
     }
+
+    /// Says no more, and waits until the other side has received what was said: a connection that
+    /// is closed before that takes it along.
+    pub async fn finish(mut self) -> Result<()> {
+        // It was finished already only where the connection has gone.
+        let _ = self.stream.finish();
+        match self.stream.stopped().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(TransportError::Lost(error.to_string())),
+        }
+    }
 }
 
 impl<In: DeserializeOwned> MessageReceiver<In> {

@@ -115,6 +115,9 @@ pub enum TransportError {
     /// The other side closed the connection.
     #[error("closed by the other side: {0}")]
     Closed(String),
+    /// The target knew this machine and does not know it any more.
+    #[error("the target has let this machine go: {0}")]
+    Removed(String),
     /// The other side breaks the protocol.
     #[error("the other side breaks the protocol: {0}; are both of one release?")]
     Protocol(String),
@@ -134,6 +137,9 @@ pub enum TransportError {
     },
 }
 
+/// The code with which a target closes the connection of a machine that it does not know any more.
+pub(crate) const REMOVED_CODE: u32 = 2;
+
 /// QUIC carries a TLS alert as an error code above this (RFC 9001, 4.8).
 const CRYPTO_ERROR: u64 = 0x100;
 
@@ -147,7 +153,11 @@ impl TransportError {
     pub(crate) fn of_connection(error: &ConnectionError, address: Option<&str>) -> Self {
         match error {
             ConnectionError::ApplicationClosed(close) => {
-                Self::Closed(String::from_utf8_lossy(&close.reason).into_owned())
+                let reason = String::from_utf8_lossy(&close.reason).into_owned();
+                match close.error_code == REMOVED_CODE.into() {
+                    true => Self::Removed(reason),
+                    false => Self::Closed(reason),
+                }
             }
             ConnectionError::ConnectionClosed(close) => {
                 Self::of_alert(u64::from(close.error_code), false, address)

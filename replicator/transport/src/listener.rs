@@ -5,7 +5,7 @@ use crate::certificate;
 use crate::connection::{CONNECT_TIMEOUT, Connection, socket};
 use crate::door::{Door, Place};
 use crate::enrol;
-use crate::error::{Result, TransportError};
+use crate::error::{REMOVED_CODE, Result, TransportError};
 use crate::site::Site;
 use crate::tls;
 use quinn::crypto::rustls::HandshakeData;
@@ -146,7 +146,7 @@ async fn identify(incoming: quinn::Incoming, site: Arc<Site>) -> Result<Arrival>
     let machine = certificate::machine_of(own)?;
     if site.machine(machine)?.is_none() {
         let text = format!("machine {machine} is not known here any more: enrol it again");
-        connection.close(2u32.into(), text.as_bytes());
+        connection.close(REMOVED_CODE.into(), text.as_bytes());
         return Err(TransportError::Protocol(text));
     }
     tls::trust(&connection);

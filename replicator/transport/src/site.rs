@@ -15,6 +15,8 @@
 //! A record of tokens/ or machines/ is bincode, the version first, and from version 2 on the first
 //! four bytes of the BLAKE3 of all before them.
 
+mod invitations;
+
 use crate::certificate::{self, Pair};
 use crate::enrol::{EnrolAnswer, EnrolRefusal, EnrolRefusalCode, EnrolRequest};
 use crate::error::{Result, TransportError};
@@ -171,8 +173,10 @@ impl Site {
         found.unwrap_or(Ok(false))
     }
 
-    /// Shuts a machine out: its certificate is worth nothing from here on.
+    /// Shuts a machine out: its certificate, and the token that it came with, are worth nothing
+    /// from here on. Fine where it is shut out already.
     pub fn remove_machine(&self, machine: MachineId) -> Result<()> {
+        self.forget_tokens_of(machine)?;
         let path = self.machine_path(machine);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

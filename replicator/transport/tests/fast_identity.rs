@@ -39,8 +39,8 @@ async fn joins_and_comes_back_after_restarts() {
         let said = AgentMessage::Goodbye { reason: "x".repeat(100_000) };
         agent.sender.send(&said).await.unwrap();
         assert_eq!(target.receiver.receive().await.unwrap(), said);
-        target.sender.send(&TargetMessage::Pause).await.unwrap();
-        assert_eq!(agent.receiver.receive().await.unwrap(), TargetMessage::Pause);
+        target.sender.send(&TargetMessage::Room).await.unwrap();
+        assert_eq!(agent.receiver.receive().await.unwrap(), TargetMessage::Room);
         target.handle.close("enough");
         let ended = agent.handle.closed().await;
         assert!(ended.to_string().contains("enough"), "{ended}");
@@ -49,6 +49,25 @@ async fn joins_and_comes_back_after_restarts() {
     drop(listener);
     let (_, listener, address) = listen(data.path());
     assert_eq!(meet(&listener, &joined, address).await.unwrap().1, joined.machine);
+}
+
+#[tokio::test]
+async fn a_last_word_arrives_before_the_close() {
+    let (data, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (site, listener, address) = listen(data.path());
+    let joined = join(&site, &listener, address, state.path()).await;
+    for _ in 0..20 {
+        let (agent, _, target) = meet(&listener, &joined, address).await.unwrap();
+        let mut agent: Parts<AgentMessage, TargetMessage> = agent.into_parts();
+        let mut target: Parts<TargetMessage, AgentMessage> = target.into_parts();
+        let said = TargetMessage::Full { reason: "y".repeat(50_000) };
+        target.sender.send(&said).await.unwrap();
+        target.sender.finish().await.unwrap();
+        target.handle.close("enough");
+        agent.handle.closed().await;
+        assert_eq!(agent.receiver.receive().await.unwrap(), said);
+        assert!(agent.receiver.receive().await.is_err());
+    }
 }
 
 #[tokio::test]

@@ -38,6 +38,10 @@ impl Link {
                     return;
                 }
             }
+            // Why it is closed must arrive before the close does.
+            if let Err(error) = sender.finish().await {
+                tracing::debug!(%error, "a last word may not have arrived");
+            }
         });
         let told = events.clone();
         tasks.spawn(async move {

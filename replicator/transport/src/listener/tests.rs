@@ -98,6 +98,7 @@ async fn machine_that_was_shut_out() {
     let (client, server) =
         attempt(site(directory.path()), |site| identity(site, machine, SystemTime::now() + HOUR))
             .await;
+    assert!(matches!(client, TransportError::Removed(_)), "{client}");
     for error in [client, server] {
         assert!(error.to_string().contains("not known here"), "{error}");
     }

@@ -215,3 +215,32 @@ fn a_later_version_of_the_identity_is_refused_by_name() {
     let error = Site::open_or_create(directory.path()).err().unwrap();
     assert!(matches!(error, TransportError::NewerVersion { version: 2, .. }), "{error}");
 }
+
+#[test]
+fn an_invitation_is_open_until_it_is_used_or_expires() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::open_or_create(directory.path()).unwrap();
+    let (name, other): (Name, Name) = ("web-01".parse().unwrap(), "web-02".parse().unwrap());
+    site.invite("t:1", Some(name.clone()), Duration::ZERO).unwrap();
+    site.invite("t:1", None, HOUR).unwrap();
+    assert!(!site.is_invited(&name).unwrap());
+    let token = site.invite("t:1", Some(name.clone()), HOUR).unwrap();
+    assert!(site.is_invited(&name).unwrap() && !site.is_invited(&other).unwrap());
+    let key = certificate::new_machine_key().unwrap();
+    site.enrol(&request(&token, &key)).unwrap().unwrap();
+    assert!(!site.is_invited(&name).unwrap());
+}
+
+#[test]
+fn who_was_shut_out_does_not_come_back_by_its_old_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::open_or_create(directory.path()).unwrap();
+    let key = certificate::new_machine_key().unwrap();
+    let token = site.invite("t:1", None, HOUR).unwrap();
+    let machine = site.enrol(&request(&token, &key)).unwrap().unwrap().machine;
+    for _ in 0..2 {
+        site.remove_machine(machine).unwrap();
+        assert_eq!(refused(&site, &request(&token, &key)), EnrolRefusalCode::Unknown);
+        assert!(site.machine(machine).unwrap().is_none());
+    }
+}
