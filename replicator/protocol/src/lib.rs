@@ -5,6 +5,7 @@ pub mod agent_session;
 mod backoff;
 pub mod frame_place;
 pub mod message;
+pub mod pause;
 pub mod target_session;
 pub mod verify;
 mod window;
@@ -15,6 +16,7 @@ pub use agent_session::{
 pub use backoff::{RETRY_FIRST, RETRY_LONGEST};
 pub use frame_place::{ConnectionId, FramePlace};
 pub use message::{AgentMessage, MESSAGE_LIMIT, MessageError, PROTOCOL_VERSION, TargetMessage};
+pub use pause::PauseWord;
 pub use target_session::{
     Admission, Continuity, TargetAction, TargetEvent, TargetPast, TargetSession,
 };

@@ -6,11 +6,12 @@ use super::consistency::Consistency;
 use super::error::{Result, StoreError};
 use super::fold::Fold;
 use super::journal_reader::JournalReader;
-use super::manifest::{Manifest, Point, RetentionSpan};
+use super::manifest::{Manifest, Point, Protection, RetentionSpan};
 use super::replica;
 use super::retention::RetentionWriter;
 use super::rules::{Rule, holds};
 use super::shared::{Shared, lock};
+use redoubt_engine::storage::Open;
 use redoubt_log::frame::PlacedRecord;
 use redoubt_log::{DiskSet, Generation, Record, Sequence, WallTime};
 
@@ -94,6 +95,8 @@ struct Interval {
     fold: Fold,
     /// Disks written whose old content must be kept.
     retained: DiskSet,
+    /// Disks whose protection the log ends.
+    removed: DiskSet,
     /// What the log says of the disks at the end.
     consistency: Consistency,
     generation: Generation,
@@ -144,8 +147,9 @@ impl Interval {
             from: manifest.applied,
             to: manifest.applied,
             frames: 0,
-            fold: Fold::default(),
+            fold: Fold::without(manifest.deleted_disks()),
             retained: DiskSet::default(),
+            removed: DiskSet::default(),
             consistency: Consistency::of_applied(manifest),
             generation: manifest.applied_generation,
             marker: None,
@@ -156,6 +160,11 @@ impl Interval {
         self.fold.add(self.frames, &records);
         self.frames += 1;
         self.to = last;
+        for placed in &records {
+            if let Record::DiskRemoved { disk } = placed.record {
+                self.removed.insert(disk);
+            }
+        }
         let last_record = records.pop().map(|placed| placed.record);
         self.marker = last_record.filter(|record| matches!(record, Record::Marker { .. }));
     }
@@ -185,7 +194,7 @@ impl Interval {
             extent,
         )?;
         for disk in self.retained.iter() {
-            let file = shared.replica(disk)?;
+            let file = shared.replica(disk, Open::ReadOnly)?;
             replica::copy_old_content(&*file, disk, &self.fold, &mut writer)?;
         }
         writer.finish()
@@ -220,10 +229,13 @@ impl Interval {
         next.applied_generation = self.generation;
         next.applying = None;
         next.journal = floor.unwrap_or(next.journal);
+        let removed = next.disks.iter_mut().filter(|disk| self.removed.contains(disk.index));
+        let active = removed.filter(|disk| disk.protection.is_active());
+        active.for_each(|disk| disk.protection = Protection::EndedByAgent);
         let point = self.point(&next);
         let good = point.as_ref().map_or(DiskSet::default(), |point| point.disks);
         let written = self.fold.disks();
-        for disk in &mut next.disks {
+        for disk in next.disks.iter_mut().filter(|disk| disk.is_kept()) {
             disk.consistent_from = self.consistency.since(disk.index);
             disk.has_data |= written.contains(disk.index);
             disk.has_points |= good.contains(disk.index);
@@ -243,7 +255,9 @@ impl Interval {
         let Some(Record::Marker { point, kind, at, label, disks, proven }) = &self.marker else {
             return None;
         };
-        let good = DiskSet(disks.0 & self.consistency.disks().0);
+        let good = disks.0 & self.consistency.disks().0 & !manifest.deleted_disks().0;
+        let good = DiskSet(good);
+        let mut active = manifest.disks.iter().filter(|disk| disk.protection.is_active());
         (!good.is_empty()).then(|| Point {
             id: *point,
             taken_at: *at,
@@ -251,7 +265,7 @@ impl Interval {
             label: label.clone(),
             sequence: self.to,
             disks: good,
-            complete: manifest.disks.iter().all(|disk| good.contains(disk.index)),
+            complete: active.all(|disk| good.contains(disk.index)),
             proven: *proven,
         })
     }

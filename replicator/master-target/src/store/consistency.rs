@@ -30,7 +30,9 @@ impl Consistency {
         }
         for placed in records {
             match placed.record {
-                Record::Gap { disk, .. } | Record::DiskResized { disk, .. } => {
+                Record::Gap { disk, .. }
+                | Record::DiskResized { disk, .. }
+                | Record::DiskRemoved { disk } => {
                     self.since.remove(&disk);
                 }
                 Record::Consistent { disk } => {

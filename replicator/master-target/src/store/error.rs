@@ -100,6 +100,40 @@ pub enum StoreError {
         /// The disk.
         disk: DiskIndex,
     },
+    /// A view of one of the machine's points is open.
+    #[error(
+        "machine {machine}: one of its points is being read (a copy-out?): wait for its end, then \
+         try again"
+    )]
+    BeingRead {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// The disk's first sync has begun.
+    #[error(
+        "disk {disk}: its first sync has begun, so its replica stays where it is; end its \
+         protection with `redoubt unprotect` and place it before it is protected again"
+    )]
+    HasData {
+        /// The disk.
+        disk: String,
+    },
+    /// A block device cannot be, or is not, the disk's replica.
+    #[error("disk {disk}: {path}: {what}", path = path.display())]
+    WrongDevice {
+        /// The disk.
+        disk: String,
+        /// The device.
+        path: PathBuf,
+        /// What is wrong with it, and what can be done.
+        what: String,
+    },
+    /// More devices are chosen than disks could come.
+    #[error("{limit} devices wait for their disks: protect those disks first")]
+    TooManyPlacements {
+        /// The bound.
+        limit: usize,
+    },
     /// The copy's destination is smaller than the disk.
     #[error("the destination has {size} bytes, the disk needs {needed}; choose a larger one")]
     CopyTooSmall {

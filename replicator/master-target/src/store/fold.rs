@@ -18,14 +18,22 @@ struct Winner {
 /// The ranges that an interval writes.
 #[derive(Default)]
 pub(super) struct Fold {
+    skipped: DiskSet,
     disks: BTreeMap<DiskIndex, RangeMap<Uniform<Winner>>>,
 }
 
 impl Fold {
+    /// Nothing yet; records of these disks are skipped.
+    pub(super) fn without(skipped: DiskSet) -> Self {
+        Self { skipped, ..Self::default() }
+    }
+
     /// Takes in the records of the interval's next frame.
     pub(super) fn add(&mut self, frame: u32, records: &[PlacedRecord]) {
         for (record, placed) in (0..).zip(records) {
-            if let Some((disk, range)) = placed.record.extent() {
+            if let Some((disk, range)) = placed.record.extent()
+                && !self.skipped.contains(disk)
+            {
                 self.disks
                     .entry(disk)
                     .or_default()

@@ -20,7 +20,8 @@ pub use finish::finish;
 
 use super::error::Result;
 use super::layout::MACHINES;
-use findings::{Findings, Progress};
+use super::placement;
+use findings::{Findings, Harm, Progress};
 use redoubt_control::inspection::{Damage, MachineInspection, NewerFile};
 use redoubt_engine::storage::Storage;
 use redoubt_log::MachineId;
@@ -60,10 +61,47 @@ pub fn inspect(
     }
     let total = machines.iter().map(|machine| machine::bytes_of(storage, *machine)).sum();
     let mut findings = Findings::new(Progress::new(total, progress));
+    placements(storage, root, &mut findings, &mut inspection)?;
     for machine in machines {
         let subject = machine::Subject { storage, root, machine, is_running };
         machine::inspect(subject, &mut findings, &mut inspection)?;
     }
     inspection.checked_bytes = findings.progress.checked_bytes();
     Ok(inspection)
+}
+
+/// Checks the devices that were chosen for disks that are not known yet.
+fn placements(
+    storage: &dyn Storage,
+    root: &Path,
+    findings: &mut Findings<'_>,
+    inspection: &mut StoreInspection,
+) -> Result<()> {
+    let path = root.join(placement::FILE);
+    match placement::waiting(storage) {
+        Ok((_, bytes)) => findings.progress.checked(bytes),
+        Err(error) => findings.take(&path, 0, error, Harm::Manifest)?,
+    }
+    inspection.damage.extend(findings.damage.drain(..).map(|found| {
+        Damage {
+            machine: None,
+            path: found.path,
+            byte: found.byte,
+            what: found.what,
+            means: "the devices chosen for disks that are still to come are known no more, and no \
+                target starts: remove this file and choose them again with `redoubt place`; \
+                machines and points are not touched"
+                .to_owned(),
+            disks: Vec::new(),
+            points: None,
+            positions: None,
+        }
+    }));
+    inspection.newer.extend(findings.newer.drain(..).map(|newer| NewerFile {
+        machine: None,
+        path: newer.path,
+        version: newer.version,
+        known: newer.known,
+    }));
+    Ok(())
 }

@@ -67,6 +67,8 @@ pub(super) struct Journal {
     pub(super) consistency: Consistency,
     /// Disks that any record wrote to.
     pub(super) written: DiskSet,
+    /// Disks whose protection any record ended.
+    pub(super) removed: DiskSet,
     pub(super) tail: Option<Tail>,
     /// The number of the next segment, and what its first entry follows.
     pub(super) next_segment: u64,
@@ -299,7 +301,9 @@ impl Journal {
                     )
                 })
             }
-            Record::Gap { disk, .. } | Record::Consistent { disk } => {
+            Record::Gap { disk, .. }
+            | Record::Consistent { disk }
+            | Record::DiskRemoved { disk } => {
                 size_of(*disk).is_none().then(|| format!("disk {disk} was not announced"))
             }
             _ => None,
@@ -329,9 +333,7 @@ impl Journal {
 
     fn take(&mut self, staged: Staged) {
         self.consistency.take(&staged.header, &staged.records);
-        for (disk, _) in staged.records.iter().filter_map(|placed| placed.record.extent()) {
-            self.written.insert(disk);
-        }
+        note_disks(&staged.records, &mut self.written, &mut self.removed);
         self.appended = staged.header.last;
         let tail = self.tail.as_mut().expect("room was made");
         (tail.offset, tail.chain) = (staged.waiting.end, staged.chain);
@@ -387,6 +389,16 @@ impl Journal {
 
     fn refused(&self, reason: String) -> StoreError {
         StoreError::Refused { machine: self.machine, reason }
+    }
+}
+
+/// Takes in which disks the records write to, and whose protection they end.
+pub(super) fn note_disks(records: &[PlacedRecord], written: &mut DiskSet, removed: &mut DiskSet) {
+    for placed in records {
+        match placed.record {
+            Record::DiskRemoved { disk } => removed.insert(disk),
+            _ => placed.record.extent().into_iter().for_each(|(disk, _)| written.insert(disk)),
+        }
     }
 }
 

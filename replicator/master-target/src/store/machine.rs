@@ -5,15 +5,17 @@ use super::apply::{ApplyOutcome, apply_next};
 use super::error::{Result, StoreError};
 use super::journal::{Appended, Journal, JournalState};
 use super::layout::{MachineLayout, parse_sealed_name};
-use super::manifest::{Disk, Manifest, Point};
+use super::manifest::{Disk, Manifest, Point, Protection};
+use super::placement::Placements;
 use super::points;
 use super::recovery::recover;
 use super::root::StoreOptions;
 use super::rules::{Rule, holds};
-use super::shared::{Shared, create_anew, lock};
+use super::shared::{Shared, lock};
 use super::view::{PointChoice, View};
-use redoubt_engine::storage::{Open, Storage};
+use redoubt_engine::storage::Storage;
 use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, RoleEpoch, Sequence, WallTime};
+use redoubt_protocol::PauseWord;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,8 +53,11 @@ pub struct HelloAnswer {
     pub role_epoch: RoleEpoch,
     /// Everything up to here is durable; the next frame's `previous` is this.
     pub resume: Sequence,
-    /// What the store has of each disk, at the resume position.
+    /// What the store has of each disk, at the resume position; those whose replica was deleted
+    /// are among them.
     pub disks: Vec<DiskStatus>,
+    /// Whether the operator has paused the machine.
+    pub pause: PauseWord,
 }
 
 /// What the store has of a disk, at the journal's end.
@@ -70,6 +75,8 @@ pub struct DiskStatus {
     pub consistent: bool,
     /// Whether the replica disk is ahead of its last point, so that the point needs a view.
     pub ahead_of_point: bool,
+    /// Whether it is still protected.
+    pub protection: Protection,
     /// The replica disk, as the storage knows it.
     pub replica: PathBuf,
 }
@@ -99,14 +106,16 @@ pub struct MachineStatus {
     pub last_point: Option<Point>,
     /// Whether the journal takes frames.
     pub journal: JournalState,
-    /// Each disk.
+    /// Whether the operator has paused it.
+    pub pause: PauseWord,
+    /// Each disk that has a replica.
     pub disks: Vec<DiskStatus>,
 }
 
 /// A machine of the store. Clones are the same machine.
 #[derive(Clone)]
 pub struct StoreMachine {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl StoreMachine {
@@ -114,6 +123,7 @@ impl StoreMachine {
     /// there is no manifest.
     pub(super) fn open(
         storage: &Arc<dyn Storage>,
+        placements: &Arc<Placements>,
         options: StoreOptions,
         machine: MachineId,
         now: WallTime,
@@ -129,7 +139,9 @@ impl StoreMachine {
         storage.sync_directory(layout.root())?;
         clean_retention(&**storage, &layout, &mut manifest)?;
         let journal = recover(storage, &layout, &manifest, options.segment_bytes, now)?;
-        Ok(Some(Self { shared: Arc::new(Shared::new(options, layout, manifest, journal)) }))
+        let shared = Shared::new(options, layout, manifest, journal, placements.clone());
+        shared.remove_stray_replicas()?;
+        Ok(Some(Self { shared: Arc::new(shared) }))
     }
 
     /// The machine.
@@ -165,7 +177,7 @@ impl StoreMachine {
             return Err(StoreError::Refused { machine: self.shared.machine, reason });
         }
         for disk in disks {
-            self.add_disk_locked(&mut journal, disk)?;
+            self.add_disk(&mut journal, disk)?;
         }
         let resume = journal.commit(&self.shared.index)?;
         let mut fence = journal.fence;
@@ -183,13 +195,25 @@ impl StoreMachine {
             })?;
         }
         journal.fence = fence;
+        let pause = lock(&self.shared.manifest).pause;
         Ok(HelloAnswer {
             generation: fence.generation,
             incarnation: fence.incarnation,
             role_epoch: fence.role_epoch,
             resume,
             disks: self.disk_status(&journal),
+            pause,
         })
+    }
+
+    /// An operator pauses the machine or ends that, or the agent tells what it was told: the later
+    /// word counts, durably. Returns what counts.
+    pub fn pause(&self, word: PauseWord) -> Result<PauseWord> {
+        let known = lock(&self.shared.manifest).pause;
+        if known.merge(word) != known {
+            self.change(|manifest| manifest.pause = manifest.pause.merge(word))?;
+        }
+        Ok(lock(&self.shared.manifest).pause)
     }
 
     /// Lets another side write: frames of the old one are refused from now on.
@@ -198,12 +222,6 @@ impl StoreMachine {
         self.change(|manifest| manifest.role_epoch = epoch)?;
         journal.fence.role_epoch = epoch;
         Ok(())
-    }
-
-    /// Takes a disk in: a sparse replica of its size, durable when this returns. One that is known
-    /// already must come with the same properties.
-    pub fn add_disk(&self, disk: &DiskSpec) -> Result<()> {
-        self.add_disk_locked(&mut lock(&self.shared.journal), disk)
     }
 
     /// Appends entries, in order: each an aligned buffer with its frame at `ENTRY_HEADER_SIZE`, and
@@ -222,7 +240,8 @@ impl StoreMachine {
     /// Applies the next interval, if one is due, and finishes one that was cut. After an error
     /// nothing is lost: call again when the reason is gone.
     pub fn apply_next(&self, now: WallTime) -> Result<ApplyOutcome> {
-        apply_next(&self.shared, now)
+        // What a device was is proven anew after anything that went wrong.
+        apply_next(&self.shared, now).inspect_err(|_| self.shared.let_devices_go())
     }
 
     /// Removes points older than `keep`; returns how many.
@@ -300,7 +319,8 @@ impl StoreMachine {
     /// How far it has come. Waits for a journal write that is under way.
     pub fn status(&self) -> MachineStatus {
         let journal = lock(&self.shared.journal);
-        let disks = self.disk_status(&journal);
+        let mut disks = self.disk_status(&journal);
+        disks.retain(|disk| disk.protection != Protection::Deleted);
         let manifest = lock(&self.shared.manifest);
         MachineStatus {
             machine: manifest.machine,
@@ -314,6 +334,7 @@ impl StoreMachine {
             pending_bytes: lock(&self.shared.index).bytes_after(manifest.applied),
             last_point: manifest.points.last().cloned(),
             journal: journal.state.clone(),
+            pause: manifest.pause,
             disks,
         }
     }
@@ -327,44 +348,19 @@ impl StoreMachine {
             has_data: journal.written.contains(disk.index),
             consistent: continues && journal.consistency.since(disk.index).is_some(),
             ahead_of_point: disk.ahead_of_point,
-            replica: disk.device.clone().unwrap_or_else(|| self.shared.layout.disk(disk.index)),
+            protection: match disk.protection {
+                Protection::Active if journal.removed.contains(disk.index) => {
+                    Protection::EndedByAgent
+                }
+                known => known,
+            },
+            replica: disk.replica_path(&self.shared.layout),
         };
         lock(&self.shared.manifest).disks.iter().map(status).collect()
     }
 
-    fn add_disk_locked(&self, journal: &mut Journal, spec: &DiskSpec) -> Result<()> {
-        let shared = &self.shared;
-        let mut manifest = lock(&shared.manifest);
-        if let Some(known) = manifest.disk(spec.index) {
-            return check_known(known, spec);
-        }
-        if spec.index.0 >= DiskIndex::LIMIT {
-            return Err(StoreError::TooManyDisks { name: spec.name.clone() });
-        }
-        let path = shared.layout.disk(spec.index);
-        create_anew(&*shared.storage, &path, Open::CreateSparse(spec.size))?.sync()?;
-        shared.storage.sync_directory(&shared.layout.disks())?;
-        let mut next = manifest.clone();
-        next.disks.push(Disk {
-            index: spec.index,
-            name: spec.name.clone(),
-            size: spec.size,
-            logical_block_size: spec.logical_block_size,
-            device: None,
-            has_data: false,
-            has_points: false,
-            consistent_from: None,
-            ahead_of_point: false,
-        });
-        next.disks.sort_by_key(|disk| disk.index);
-        shared.save(&next)?;
-        *manifest = next;
-        journal.sizes.insert(spec.index, spec.size);
-        Ok(())
-    }
-
     /// Changes the manifest, durably.
-    fn change(&self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
         let mut manifest = lock(&self.shared.manifest);
         let mut next = manifest.clone();
         change(&mut next);
@@ -372,21 +368,6 @@ impl StoreMachine {
         *manifest = next;
         Ok(())
     }
-}
-
-fn check_known(known: &Disk, spec: &DiskSpec) -> Result<()> {
-    let changed = |what: String| StoreError::DiskChanged { name: spec.name.clone(), what };
-    if known.name != spec.name {
-        return Err(changed(format!("index {} is disk {}", known.index, known.name)));
-    }
-    if (known.size, known.logical_block_size) != (spec.size, spec.logical_block_size) {
-        return Err(changed(format!(
-            "has {} bytes in blocks of {}, its replica {} in blocks of {}; \
-             end its protection and protect it again",
-            spec.size, spec.logical_block_size, known.size, known.logical_block_size
-        )));
-    }
-    Ok(())
 }
 
 /// A machine's files come after its manifest: where there are any without it, it is lost, and what

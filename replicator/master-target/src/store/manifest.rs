@@ -3,24 +3,30 @@
 //! does not know is refused, not guessed.
 //!
 //! ```text
-//! redoubt-manifest 2 <crc32c of the body, 8 hex digits>\n
+//! redoubt-manifest 3 <crc32c of version and body, 8 hex digits>\n
 //! <body: JSON>
 //! ```
 
+use super::checked_text::Kind;
 use super::error::{Result, StoreError};
+use super::layout::MachineLayout;
+use super::placement::Placed;
 use redoubt_engine::storage::Storage;
 use redoubt_log::{
     DiskIndex, DiskSet, Generation, Incarnation, MachineId, PointId, PointKind, RoleEpoch,
     Sequence, WallTime,
 };
+use redoubt_protocol::PauseWord;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// The version that this program writes, and the newest that it reads. Version 1: the first.
-/// Version 2: a point says whether it is proven; one of version 1 is not.
-pub const VERSION: u32 = 2;
+/// Version 2: a point says whether it is proven; one of version 1 is not. Version 3: pauses,
+/// removals, devices that are proven, disks whose protection has ended; the checksum covers the
+/// version.
+pub const VERSION: u32 = 3;
 
-const WORD: &str = "redoubt-manifest";
+const KIND: Kind = Kind { word: "redoubt-manifest", version: VERSION, sums_version_from: 3 };
 
 /// A machine's manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +44,13 @@ pub struct Manifest {
     pub run: Option<[u8; 16]>,
     /// Which side may write.
     pub role_epoch: RoleEpoch,
-    /// The disks, by index.
+    /// Whether the operator has paused it.
+    #[serde(default)]
+    pub pause: PauseWord,
+    /// Whether all of it is being deleted.
+    #[serde(default)]
+    pub removing: bool,
+    /// The disks, by index; an index is never used for another disk.
     pub disks: Vec<Disk>,
     /// Every record up to this one is on the replica disks, durably.
     pub applied: Sequence,
@@ -67,8 +79,11 @@ pub struct Disk {
     /// Bytes of a logical block: a partition table means nothing without it.
     pub logical_block_size: u32,
     /// The block device that holds it, where that is not the sparse file `disks/<index>`.
-    pub device: Option<PathBuf>,
-    /// Whether a record of it was ever applied: until then every byte reads as zero.
+    pub device: Option<Placed>,
+    /// Whether it is still protected.
+    #[serde(default)]
+    pub protection: Protection,
+    /// Whether a record of it was ever applied: until then a sparse file reads as zero.
     pub has_data: bool,
     /// Whether a recovery point of it was ever applied: from then on what is overwritten is
     /// retained.
@@ -78,6 +93,41 @@ pub struct Disk {
     /// Whether the replica disk holds writes from after its last point, so that the point needs a
     /// view.
     pub ahead_of_point: bool,
+}
+
+/// Whether a disk is still protected, and what is left of it if not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protection {
+    /// It is.
+    #[default]
+    Active,
+    /// The agent has ended it; replica and points stay.
+    EndedByAgent,
+    /// It was ended here; replica and points stay.
+    EndedByTarget,
+    /// It was ended, and the replica was deleted.
+    Deleted,
+}
+
+impl Protection {
+    /// Whether the disk is still protected.
+    pub fn is_active(self) -> bool {
+        self == Self::Active
+    }
+}
+
+impl Disk {
+    /// Where its replica is: the device, or the sparse file.
+    pub(super) fn replica_path(&self, layout: &MachineLayout) -> PathBuf {
+        let device = self.device.as_ref().map(|placed| placed.path.clone());
+        device.unwrap_or_else(|| layout.disk(self.index))
+    }
+
+    /// Whether there is a replica of it.
+    pub fn is_kept(&self) -> bool {
+        self.protection != Protection::Deleted
+    }
 }
 
 /// From where the journal is needed.
@@ -135,6 +185,8 @@ impl Manifest {
             incarnation: Incarnation(0),
             run: None,
             role_epoch: RoleEpoch(0),
+            pause: PauseWord::default(),
+            removing: false,
             disks: Vec::new(),
             applied: Sequence(0),
             applied_generation: generation,
@@ -160,6 +212,18 @@ impl Manifest {
         self.disks.iter().find(|disk| disk.index == index)
     }
 
+    /// The disk with this index, where there is a replica of it and it stays.
+    pub fn kept_disk(&self, index: DiskIndex) -> Option<&Disk> {
+        self.disk(index).filter(|disk| disk.is_kept() && !self.removing)
+    }
+
+    /// Disks whose replica was deleted: what the journal still tells of them is skipped.
+    pub fn deleted_disks(&self) -> DiskSet {
+        let mut set = DiskSet::default();
+        self.disks.iter().filter(|disk| !disk.is_kept()).for_each(|disk| set.insert(disk.index));
+        set
+    }
+
     /// Disks whose overwritten content is retained.
     pub fn retained_disks(&self) -> DiskSet {
         let mut set = DiskSet::default();
@@ -170,38 +234,15 @@ impl Manifest {
     fn encode(&self) -> Vec<u8> {
         let body = serde_json::to_string_pretty(self)
             .expect("a manifest has only string keys and finite numbers");
-        format!("{WORD} {VERSION} {:08x}\n{body}\n", crc32c::crc32c(body.as_bytes())).into_bytes()
+        KIND.encode(&body)
     }
 
     pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let damaged = |position: usize, what: String| StoreError::damaged(path, position, what);
-        let text = std::str::from_utf8(bytes)
-            .map_err(|error| damaged(error.valid_up_to(), "not text".to_owned()))?;
-        let (head, rest) =
-            text.split_once('\n').ok_or_else(|| damaged(0, "no header line".to_owned()))?;
-        let words: Vec<&str> = head.split(' ').collect();
-        let [WORD, version, checksum] = words[..] else {
-            return Err(damaged(0, format!("the header line does not read `{WORD} VERSION CRC`")));
-        };
-        let version: u32 =
-            version.parse().map_err(|_| damaged(0, "the version is not a number".to_owned()))?;
-        if version == 0 {
-            return Err(damaged(0, "there is no version 0".to_owned()));
-        }
-        if version > VERSION {
-            return Err(StoreError::NewerVersion {
-                path: path.to_owned(),
-                version,
-                known: VERSION,
-            });
-        }
-        let body = rest.strip_suffix('\n').unwrap_or(rest);
-        if checksum != format!("{:08x}", crc32c::crc32c(body.as_bytes())) {
-            return Err(damaged(head.len() + 1, "the checksum does not match".to_owned()));
-        }
-        let manifest: Self = serde_json::from_str(body)
-            .map_err(|error| damaged(head.len() + 1, error.to_string()))?;
-        manifest.check().map_err(|what| damaged(head.len() + 1, what))?;
+        let (body, at) = KIND.decode(path, bytes)?;
+        let damaged = |what: String| StoreError::damaged(path, at, what);
+        let manifest: Self =
+            serde_json::from_str(body).map_err(|error| damaged(error.to_string()))?;
+        manifest.check().map_err(damaged)?;
         Ok(manifest)
     }
 
@@ -246,6 +287,7 @@ mod tests {
             size: 1 << 30,
             logical_block_size: 512,
             device: None,
+            protection: Protection::Active,
             has_data: true,
             has_points: true,
             consistent_from: Some(Sequence(4)),
@@ -290,9 +332,9 @@ mod tests {
     #[test]
     fn a_newer_version_is_refused_by_name() {
         let text = String::from_utf8(example().encode()).unwrap();
-        let newer = text.replacen("redoubt-manifest 2 ", "redoubt-manifest 3 ", 1);
+        let newer = text.replacen("redoubt-manifest 3 ", "redoubt-manifest 4 ", 1);
         let error = decode(newer.as_bytes()).unwrap_err();
-        assert!(matches!(error, StoreError::NewerVersion { version: 3, known: 2, .. }), "{error}");
+        assert!(matches!(error, StoreError::NewerVersion { version: 4, known: 3, .. }), "{error}");
     }
 
     #[test]
@@ -301,6 +343,18 @@ mod tests {
         first["points"][0].as_object_mut().unwrap().remove("proven");
         let read: Manifest = serde_json::from_value(first).unwrap();
         assert!(!read.points[0].proven && example().points[0].proven);
+    }
+
+    #[test]
+    fn what_earlier_versions_did_not_know_is_as_it_was_then() {
+        let mut body: serde_json::Value = serde_json::to_value(example()).unwrap();
+        body.as_object_mut().unwrap().remove("pause");
+        body.as_object_mut().unwrap().remove("removing");
+        body["disks"][0].as_object_mut().unwrap().remove("protection");
+        for version in 1..VERSION {
+            let earlier = Kind { version, ..KIND };
+            assert_eq!(decode(&earlier.encode(&body.to_string())).unwrap(), example());
+        }
     }
 
     #[test]

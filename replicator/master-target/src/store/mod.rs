@@ -7,8 +7,10 @@
 //! [`View`].
 
 mod apply;
+mod checked_text;
 mod consistency;
 mod copy_out;
+mod disks;
 mod error;
 mod fold;
 mod index;
@@ -18,8 +20,10 @@ mod journal_reader;
 mod layout;
 mod machine;
 mod manifest;
+mod placement;
 mod points;
 mod recovery;
+mod removal;
 mod replica;
 mod retention;
 mod root;
@@ -37,6 +41,7 @@ pub use copy_out::copy_out;
 pub use error::{Result, StoreError};
 pub use journal::{Appended, JournalState};
 pub use machine::{Admitted, DiskSpec, DiskStatus, HelloAnswer, MachineStatus, StoreMachine};
-pub use manifest::Point;
+pub use manifest::{Point, Protection};
+pub use placement::{PlaceAt, Placed, Placement};
 pub use root::{Store, StoreOptions};
 pub use view::{PointChoice, View};

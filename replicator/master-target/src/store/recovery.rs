@@ -5,7 +5,7 @@
 use super::consistency::Consistency;
 use super::error::{Result, StoreError};
 use super::index::{JournalIndex, Mark, Segment};
-use super::journal::{Fence, GROUP_LIMIT, Journal, JournalState, Tail};
+use super::journal::{Fence, GROUP_LIMIT, Journal, JournalState, Tail, note_disks};
 use super::layout::{MachineLayout, parse_segment_name};
 use super::manifest::Manifest;
 use super::rules::{Rule, holds};
@@ -87,6 +87,7 @@ struct Walk<'a> {
     chain_value: ChainValue,
     consistency: Consistency,
     written: DiskSet,
+    removed: DiskSet,
 }
 
 impl<'a> Walk<'a> {
@@ -103,6 +104,7 @@ impl<'a> Walk<'a> {
             chain_value: ChainValue::default(),
             consistency: Consistency::of_applied(manifest),
             written,
+            removed: DiskSet::default(),
         }
     }
 
@@ -205,6 +207,7 @@ impl<'a> Walk<'a> {
             sizes: manifest.disks.iter().map(|disk| (disk.index, disk.size)).collect(),
             consistency: self.consistency,
             written: self.written,
+            removed: self.removed,
             tail,
             next_segment: manifest.journal.segment + self.index.segments.len() as u64,
             chain_value: self.chain_value,
@@ -245,9 +248,7 @@ impl<'a> Walk<'a> {
         }
         let records = frame.decode_table().map_err(|error| damaged(error.to_string()))?;
         self.consistency.take(header, &records);
-        for (disk, _) in records.iter().filter_map(|placed| placed.record.extent()) {
-            self.written.insert(disk);
-        }
+        note_disks(&records, &mut self.written, &mut self.removed);
         if header.flags.contains(FrameFlags::ENDS_WITH_MARKER) {
             self.index.last_marker = header.last;
         }

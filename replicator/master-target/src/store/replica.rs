@@ -30,8 +30,7 @@ pub(super) type Replicas = BTreeMap<DiskIndex, Arc<dyn BlockFile>>;
 pub(super) fn write(shared: &Shared, from: Sequence, frames: u32, fold: &Fold) -> Result<Replicas> {
     let mut replicas = Replicas::new();
     for disk in fold.disks().iter() {
-        let file = shared.storage.open(&shared.replica_path(disk)?, Open::ReadWrite)?;
-        replicas.insert(disk, file);
+        replicas.insert(disk, shared.replica(disk, Open::ReadWrite)?);
     }
     let source = Source { shared, from, frames, fold };
     if fold.extent(fold.disks()).0 <= source.window_bytes() as u64 {

@@ -6,10 +6,11 @@ use super::fold::RANGES_LIMIT;
 use super::layout::{MACHINES, MachineLayout};
 use super::machine::StoreMachine;
 use super::manifest::Manifest;
+use super::placement::{PlaceAt, Placement, Placements};
 use super::shared::lock;
-use redoubt_engine::storage::Storage;
+use redoubt_engine::storage::{Open, Storage};
 use redoubt_log::{Generation, MachineId, WallTime};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -53,7 +54,10 @@ impl Default for StoreOptions {
 pub struct Store {
     storage: Arc<dyn Storage>,
     options: StoreOptions,
+    placements: Arc<Placements>,
     machines: Mutex<BTreeMap<MachineId, StoreMachine>>,
+    /// Machines whose removal a cut has ended early.
+    cut_removals: Mutex<BTreeSet<MachineId>>,
     unopened: Vec<(MachineId, StoreError)>,
 }
 
@@ -61,20 +65,39 @@ impl Store {
     /// Opens every machine; those that cannot be are in [`Store::unopened`].
     pub fn open(storage: Arc<dyn Storage>, options: StoreOptions, now: WallTime) -> Result<Self> {
         storage.create_directory(Path::new(MACHINES))?;
+        let placements = Arc::new(Placements::load(&storage)?);
         let mut machines = BTreeMap::new();
+        let mut cut_removals = BTreeSet::new();
         let mut unopened = Vec::new();
         for name in storage.list(Path::new(MACHINES))? {
             let Ok(id) = name.parse::<MachineId>() else { continue };
-            match StoreMachine::open(&storage, options, id, now) {
+            match Manifest::load(&*storage, &MachineLayout::new(id).manifest()) {
+                Ok(Some(manifest)) if manifest.removing => {
+                    cut_removals.insert(id);
+                    continue;
+                }
+                // The same is found below, and told there.
+                _ => {}
+            }
+            match StoreMachine::open(&storage, &placements, options, id, now) {
                 Ok(Some(machine)) => {
                     machines.insert(id, machine);
                 }
-                // Its creation was cut before the manifest: nothing was ever promised.
-                Ok(None) => {}
+                // Its creation was cut before the manifest: nothing was ever promised. Or its
+                // removal was, behind the manifest: nothing is left.
+                Ok(None) => {
+                    let root = MachineLayout::new(id).root().to_owned();
+                    if storage.list(&root)?.is_empty() {
+                        storage.remove_tree(&root)?;
+                        storage.sync_directory(Path::new(MACHINES))?;
+                    }
+                }
                 Err(error) => unopened.push((id, error)),
             }
         }
-        Ok(Self { storage, options, machines: Mutex::new(machines), unopened })
+        placements.forget(|choice| machines.values().any(|known| known.has_made(choice)))?;
+        let (machines, cut_removals) = (Mutex::new(machines), Mutex::new(cut_removals));
+        Ok(Self { storage, options, placements, machines, cut_removals, unopened })
     }
 
     /// The machines that were opened or created.
@@ -108,10 +131,53 @@ impl Store {
         // Last, for the manifest is what makes it a machine.
         let manifest = Manifest::new(id, name, Generation::random());
         manifest.save(&*self.storage, &layout.manifest())?;
-        let machine = StoreMachine::open(&self.storage, self.options, id, now)?
+        let machine = StoreMachine::open(&self.storage, &self.placements, self.options, id, now)?
             .ok_or(StoreError::UnknownMachine(id))?;
         machines.insert(id, machine.clone());
         Ok(machine)
+    }
+
+    /// Chooses a block device for a disk that is not known yet, in the place of an earlier choice;
+    /// durable when this returns.
+    pub fn place_later(&self, at: PlaceAt<'_>) -> Result<()> {
+        // Somebody who uses it is found now rather than at the first session.
+        drop(self.storage.open(at.device, Open::Claim)?);
+        self.placements.choose(Placement {
+            machine: at.machine.to_owned(),
+            disk: at.disk.to_owned(),
+            device: at.device.to_owned(),
+        })
+    }
+
+    /// Every block device that holds a replica disk or is chosen for one, with machine and disk.
+    pub fn devices(&self) -> Vec<Placement> {
+        let mut devices = self.placements.all();
+        for machine in self.machines() {
+            let manifest = lock(&machine.shared.manifest);
+            for disk in manifest.disks.iter().filter(|disk| disk.is_kept()) {
+                let device = disk.device.as_ref().map(|placed| placed.path.clone());
+                let (machine, disk) = (manifest.name.clone(), disk.name.clone());
+                devices.extend(device.map(|device| Placement { machine, disk, device }));
+            }
+        }
+        devices
+    }
+
+    pub(super) fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    pub(super) fn cut_removals(&self) -> Vec<MachineId> {
+        lock(&self.cut_removals).iter().copied().collect()
+    }
+
+    pub(super) fn forget_placements(&self, machine: &str) -> Result<()> {
+        self.placements.forget(|known| known.machine == machine)
+    }
+
+    pub(super) fn forget_machine(&self, id: MachineId) {
+        lock(&self.machines).remove(&id);
+        lock(&self.cut_removals).remove(&id);
     }
 
     /// Bytes still free below the store.

@@ -24,6 +24,8 @@ pub enum Rule {
     AckAfterSync,
     /// An incarnation is durable before it is handed out, and fences the older ones.
     FenceDurable,
+    /// What is deleted goes from the manifest first, durably, and from the disk second.
+    ForgetFirst,
 }
 
 /// Whether the rule holds: always, but for a test that has taken it out.

@@ -1,19 +1,20 @@
 //! What the journal's thread, the apply's thread and readers of one machine share, behind small
-//! locks. Locks are taken in the order journal, manifest, all others; only the first two, and the
-//! apply's turn, span I/O.
+//! locks. Locks are taken in the order journal, manifest, all others; only the first two, the
+//! apply's turn and that of the claimed devices span I/O.
 
-use super::error::{Result, StoreError};
+use super::error::Result;
 use super::index::JournalIndex;
 use super::journal::Journal;
 use super::layout::MachineLayout;
 use super::manifest::{Manifest, RetentionSpan};
+use super::placement::Placements;
 use super::retention::RetentionReader;
 use super::root::StoreOptions;
 use redoubt_engine::storage::{BlockFile, Open, Storage, StorageError};
 use redoubt_log::{DiskIndex, MachineId, Sequence};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One machine's parts.
@@ -32,6 +33,10 @@ pub(super) struct Shared {
     pub(super) published: Mutex<Arc<Vec<RetentionSpan>>>,
     /// Points that views hold, and how many each.
     pub(super) pins: Mutex<BTreeMap<Sequence, usize>>,
+    /// Block devices that are claimed and proven; held while one is claimed.
+    pub(super) devices: Mutex<BTreeMap<DiskIndex, Arc<dyn BlockFile>>>,
+    /// Devices chosen for disks that are still to be announced.
+    pub(super) placements: Arc<Placements>,
     /// One apply at a time.
     pub(super) applying: Mutex<()>,
 }
@@ -43,6 +48,7 @@ impl Shared {
         layout: MachineLayout,
         manifest: Manifest,
         (journal, index): (Journal, JournalIndex),
+        placements: Arc<Placements>,
     ) -> Self {
         Self {
             storage: journal.storage.clone(),
@@ -54,6 +60,8 @@ impl Shared {
             manifest: Mutex::new(manifest),
             index: Mutex::new(index),
             pins: Mutex::new(BTreeMap::new()),
+            devices: Mutex::default(),
+            placements,
             applying: Mutex::new(()),
         }
     }
@@ -76,18 +84,6 @@ impl Shared {
     /// Opens a sealed retention file.
     pub(super) fn open_retention(&self, span: &RetentionSpan) -> Result<RetentionReader> {
         RetentionReader::open(&*self.storage, &self.layout, self.machine, (span.from, span.to))
-    }
-
-    /// Where the replica disk is.
-    pub(super) fn replica_path(&self, disk: DiskIndex) -> Result<PathBuf> {
-        let manifest = lock(&self.manifest);
-        let known = manifest.disk(disk).ok_or(StoreError::UnknownDisk(disk))?;
-        Ok(known.device.clone().unwrap_or_else(|| self.layout.disk(disk)))
-    }
-
-    /// Opens the replica disk for reading.
-    pub(super) fn replica(&self, disk: DiskIndex) -> Result<Arc<dyn BlockFile>> {
-        Ok(self.storage.open(&self.replica_path(disk)?, Open::ReadOnly)?)
     }
 }
 

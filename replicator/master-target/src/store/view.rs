@@ -7,7 +7,7 @@ use super::manifest::Point;
 use super::retention::{Content, Entry, RetentionReader};
 use super::rules::{Rule, holds};
 use super::shared::{Shared, lock};
-use redoubt_engine::storage::{BlockFile, ReadRequest};
+use redoubt_engine::storage::{BlockFile, Open, ReadRequest};
 use redoubt_log::{ByteRange, DiskIndex, PointId, Sequence};
 use std::sync::{Arc, Mutex};
 
@@ -44,7 +44,7 @@ impl View {
         // The manifest's lock is held until the point is pinned: no point is dropped in between.
         let (point, size, pin) = {
             let manifest = lock(&shared.manifest);
-            let size = manifest.disk(disk).ok_or(StoreError::UnknownDisk(disk))?.size;
+            let size = manifest.kept_disk(disk).ok_or(StoreError::UnknownDisk(disk))?.size;
             let point = match choice {
                 PointChoice::Id(id) => manifest.points.iter().find(|point| point.id == id),
                 PointChoice::Latest => {
@@ -60,7 +60,7 @@ impl View {
             }
             (point.clone(), size, Pin::new(shared, point.sequence))
         };
-        let replica = shared.replica(disk)?;
+        let replica = shared.replica(disk, Open::ReadOnly)?;
         let files = Files { readers: Arc::default(), looked_to: point.sequence };
         let shared = shared.clone();
         let view = Self { shared, disk, point, size, replica, files: Mutex::new(files), _pin: pin };

@@ -7,6 +7,7 @@ use crate::store::apply::{ApplyOutcome, apply_next};
 use crate::store::error::{Result, StoreError};
 use crate::store::layout::{MACHINES, MachineLayout};
 use crate::store::manifest::Manifest;
+use crate::store::placement::Placements;
 use crate::store::recovery::recover_until;
 use crate::store::root::StoreOptions;
 use crate::store::shared::{Shared, lock};
@@ -32,7 +33,8 @@ pub fn finish(
         let Some(manifest) = manifest.filter(|manifest| manifest.machine == machine) else {
             continue;
         };
-        if let Some(to) = manifest.applying {
+        // What is being deleted needs no apply.
+        if let Some(to) = manifest.applying.filter(|_| !manifest.removing) {
             finished.push(finish_one(storage, root, layout, manifest, to, now)?);
         }
     }
@@ -52,7 +54,9 @@ fn finish_one(
     // written, that it is being written must be.
     storage.sync_directory(layout.root())?;
     let applied = recover_until(storage, &layout, &manifest, to).and_then(|journal| {
-        let shared = Shared::new(StoreOptions::default(), layout.clone(), manifest, journal);
+        let placements = Arc::new(Placements::none(storage));
+        let options = StoreOptions::default();
+        let shared = Shared::new(options, layout.clone(), manifest, journal, placements);
         let outcome = apply_next(&shared, now)?;
         Ok((outcome, lock(&shared.manifest).clone()))
     });
@@ -81,7 +85,7 @@ fn disks_of(root: &Path, layout: &MachineLayout, manifest: &Manifest) -> Vec<Fin
     let disk = |disk: &crate::store::manifest::Disk| {
         let mut points = manifest.points.iter().rev();
         let last = points.find(|point| point.disks.contains(disk.index));
-        let replica = disk.device.clone().unwrap_or_else(|| layout.disk(disk.index));
+        let replica = disk.replica_path(layout);
         FinishedDisk {
             name: disk.name.clone(),
             replica_path: root.join(replica),
@@ -89,5 +93,5 @@ fn disks_of(root: &Path, layout: &MachineLayout, manifest: &Manifest) -> Vec<Fin
             ahead_of_point: disk.ahead_of_point,
         }
     };
-    manifest.disks.iter().map(disk).collect()
+    manifest.disks.iter().filter(|disk| disk.is_kept()).map(disk).collect()
 }

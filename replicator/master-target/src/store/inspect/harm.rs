@@ -154,10 +154,13 @@ fn of_points(harm: &Harm, points: Option<HarmedPoints>) -> String {
 /// The disks that lie between two positions because of the loss.
 fn torn_disks(place: Place<'_>, lost: LostRecords) -> DiskSet {
     match place.manifest.filter(|manifest| is_in_the_way(manifest, lost)) {
-        Some(manifest) => manifest.disks.iter().fold(DiskSet::default(), |mut set, disk| {
-            set.insert(disk.index);
-            set
-        }),
+        Some(manifest) => {
+            let kept = manifest.disks.iter().filter(|disk| disk.is_kept());
+            kept.fold(DiskSet::default(), |mut set, disk| {
+                set.insert(disk.index);
+                set
+            })
+        }
         None => DiskSet::default(),
     }
 }

@@ -4,15 +4,16 @@
 use super::findings::{Findings, Found, Harm, LostRecords, Newer};
 use super::journal::Journal;
 use super::{StoreInspection, harm, journal, manifest, retention};
-use crate::store::error::Result;
+use crate::store::error::{Result, StoreError};
 use crate::store::layout::{MachineLayout, parse_sealed_name, parse_segment_name};
 use crate::store::manifest::{Disk, Manifest, Point, RetentionSpan};
+use crate::store::placement;
 use redoubt_control::inspection::{
     DiskInspection, LogInspection, MachineInspection, NewerFile, PointInspection,
 };
 use redoubt_control::status::PointKind;
 use redoubt_control::units::UtcTime;
-use redoubt_engine::storage::{Open, Storage};
+use redoubt_engine::storage::{BlockFile, Open, Storage};
 use redoubt_log::{DiskIndex, DiskSet, MachineId, Sequence};
 use std::path::{Path, PathBuf};
 
@@ -156,7 +157,8 @@ fn is_moving(subject: Subject<'_>, layout: &MachineLayout, seen: &Look) -> bool 
     (subject.is_running)() || manifest::peek(subject.storage, &layout.manifest()) != seen.manifest
 }
 
-/// Looks once; `None` where the machine's creation was cut before it was a machine.
+/// Looks once; `None` where the machine's creation was cut before it was a machine, or its deletion
+/// has begun.
 fn look(
     subject: Subject<'_>,
     layout: &MachineLayout,
@@ -170,6 +172,11 @@ fn look(
     }
     for newer in &mut findings.newer {
         newer.path.clone_from(&path);
+    }
+    // A target that starts finishes the deletion: what is left of the machine is nobody's.
+    if manifest.as_ref().is_some_and(|manifest| manifest.removing) {
+        findings.damage.clear();
+        return Ok(None);
     }
     let place = Place { storage, layout, machine, manifest: manifest.as_ref(), root, is_running };
     let files = Files::list(place, findings)?;
@@ -246,8 +253,10 @@ impl Files {
             let interval = parse_sealed_name(name);
             manifest.retention.iter().any(|span| interval == Some((span.from, span.to)))
         };
-        let is_disk =
-            |name: &String| manifest.disks.iter().any(|disk| disk.index.to_string() == *name);
+        let is_disk = |name: &String| {
+            let mut files = kept(place).filter(|disk| disk.device.is_none());
+            files.any(|disk| disk.index.to_string() == *name)
+        };
         let retention = self.retention.iter().filter(|name| !is_listed(name));
         let disks = self.disks.iter().filter(|name| !is_disk(name));
         let journal = self.journal.iter().filter(|name| parse_segment_name(name).is_none());
@@ -272,33 +281,50 @@ pub(super) fn bytes_of(storage: &dyn Storage, machine: MachineId) -> u64 {
 /// Looks for every replica disk; returns those that are there and have their size.
 fn replicas(place: Place<'_>, findings: &mut Findings<'_>) -> Result<DiskSet> {
     let mut present = DiskSet::default();
-    for disk in place.manifest.iter().flat_map(|manifest| &manifest.disks) {
-        let inside = replica_of(place, disk);
+    for disk in kept(place) {
+        let inside = disk.replica_path(place.layout);
         let path = place.path(&inside);
         let harm = Harm::Replica(disk.index);
         match place.storage.open(&inside, Open::ReadOnly) {
             Err(error) => findings.take(&path, 0, error.into(), harm)?,
-            Ok(file) => {
-                let is_whole = match &disk.device {
-                    // A device may be larger than the disk that it holds.
-                    Some(_) => file.size() >= disk.size,
-                    None => file.size() == disk.size,
-                };
-                if is_whole {
-                    present.insert(disk.index);
-                    continue;
-                }
-                let what = format!("has {} bytes, the disk has {}", file.size(), disk.size);
-                let byte = file.size().min(disk.size);
-                findings.damaged(Found { path, byte, what, harm });
-            }
+            Ok(file) => match wrong_with(place, disk, &*file) {
+                Ok(None) => present.insert(disk.index),
+                Ok(Some((byte, what))) => findings.damaged(Found { path, byte, what, harm }),
+                Err(error) => findings.take(&path, 0, error, harm)?,
+            },
         }
     }
     Ok(present)
 }
 
-fn replica_of(place: Place<'_>, disk: &Disk) -> PathBuf {
-    disk.device.clone().unwrap_or_else(|| place.layout.disk(disk.index))
+/// Why what is there cannot be the replica, and where: a file has the disk's size, and a device is
+/// the one that was placed.
+fn wrong_with(
+    place: Place<'_>,
+    disk: &Disk,
+    file: &dyn BlockFile,
+) -> Result<Option<(u64, String)>> {
+    let Some(placed) = &disk.device else {
+        let what = || format!("has {} bytes, the disk has {}", file.size(), disk.size);
+        let byte = file.size().min(disk.size);
+        return Ok((file.size() != disk.size).then(|| (byte, what())));
+    };
+    let device = placement::Place {
+        machine: place.machine,
+        disk: disk.index,
+        name: &disk.name,
+        size: disk.size,
+    };
+    match device.prove(file, placed) {
+        Err(StoreError::WrongDevice { what, .. }) => Ok(Some((0, what))),
+        proven => proven.map(|()| None),
+    }
+}
+
+/// The disks that have a replica still.
+fn kept<'a>(place: Place<'a>) -> impl Iterator<Item = &'a Disk> {
+    let disks = place.manifest.into_iter().flat_map(|manifest| &manifest.disks);
+    disks.filter(|disk| disk.is_kept())
 }
 
 fn log_of(manifest: &Manifest, journal: &Journal) -> LogInspection {
@@ -323,7 +349,7 @@ fn disks_of(place: Place<'_>, journal: &Journal, present: &DiskSet) -> Vec<DiskI
         name: disk.name.clone(),
         size_bytes: disk.size,
         logical_block_bytes: disk.logical_block_size,
-        replica_path: place.path(&replica_of(place, disk)),
+        replica_path: place.path(&disk.replica_path(place.layout)),
         present: present.contains(disk.index),
         has_data: disk.has_data,
         consistent: disk.consistent_from.is_some(),
@@ -331,7 +357,7 @@ fn disks_of(place: Place<'_>, journal: &Journal, present: &DiskSet) -> Vec<DiskI
         ahead_of_point: disk.ahead_of_point,
         last_point: last_point(disk),
     };
-    manifest.disks.iter().map(disk).collect()
+    kept(place).map(disk).collect()
 }
 
 fn points_of(place: Place<'_>) -> Vec<PointInspection> {

@@ -63,20 +63,19 @@ fn load(storage: &dyn Storage, path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The manifest, and what is wrong with its version where all the rest is right: the checksum
-/// covers the body alone, and a body of this version does not come with a later one's number.
+/// The manifest, and what is wrong with its version where all the rest is right: the checksum tells
+/// which version the body is of.
 fn decode(path: &Path, bytes: &[u8]) -> Result<(Manifest, Option<(u64, String)>)> {
     let error = match Manifest::decode(path, bytes) {
         Ok(manifest) => return Ok((manifest, None)),
         Err(error) => error,
     };
     let mut spaces = bytes.iter().enumerate().filter(|(_, byte)| **byte == b' ').map(|(at, _)| at);
-    if let (StoreError::NewerVersion { version, .. }, Some(before), Some(behind)) =
-        (&error, spaces.next(), spaces.next())
-    {
+    if let (Some(before), Some(behind)) = (spaces.next(), spaces.next()) {
         let known = VERSION.to_string();
         let mended = [&bytes[..=before], known.as_bytes(), &bytes[behind..]].concat();
         if let Ok(manifest) = Manifest::decode(path, &mended) {
+            let version = String::from_utf8_lossy(&bytes[before + 1..behind]);
             let what = format!("says version {version}, and is whole as version {VERSION}");
             return Ok((manifest, Some((before as u64 + 1, what))));
         }

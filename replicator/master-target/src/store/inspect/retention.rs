@@ -5,7 +5,7 @@ use super::findings::{Findings, Harm, is_missing};
 use super::machine::Place;
 use super::window::Window;
 use crate::store::error::{Result, StoreError};
-use crate::store::manifest::RetentionSpan;
+use crate::store::manifest::{Manifest, RetentionSpan};
 use crate::store::retention::{
     Entry, Form, HEADER_LENGTH, Header, PAGE_LENGTH, TOP_LENGTH, Top, decode_page, is_between,
 };
@@ -109,9 +109,12 @@ impl Check<'_, '_> {
         };
         let header = Header::decode(&self.path, bytes)?;
         let span = header.span;
+        // A disk whose replica was deleted is forgotten by the manifest, not by the file.
+        let is_of_other_disks =
+            |manifest: &Manifest| span.disks.0 & !manifest.deleted_disks().0 != self.span.disks.0;
         let is_other = header.machine != self.place.machine
             || (span.from, span.to) != (self.span.from, self.span.to)
-            || (self.place.manifest.is_some() && span.disks != self.span.disks);
+            || self.place.manifest.is_some_and(is_of_other_disks);
         if is_other {
             return Err(self.damaged(0, "the header is another file's"));
         }

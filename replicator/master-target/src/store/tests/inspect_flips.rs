@@ -6,6 +6,7 @@ use super::inspect::{expect_clean, life, look};
 use super::world::{BLOCKS, World, options};
 use crate::store::inspect::StoreInspection;
 use crate::store::retention::{HEADER_LENGTH, Header, PAGE_LENGTH, TOP_LENGTH, Top, decode_page};
+use crate::store::shared::lock;
 use crate::store::{DiskSpec, PointChoice, Store, StoreError};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -48,7 +49,7 @@ fn world(seed: u64) -> World {
         size: 4096,
         logical_block_size: 4096,
     };
-    other.add_disk(&spec).unwrap();
+    other.add_disk(&mut lock(&other.shared.journal), &spec).unwrap();
     drop(store);
     world.restart_quietly().unwrap();
     world
@@ -446,7 +447,8 @@ fn forge(rng: &mut StdRng, path: &Path, bytes: &mut [u8]) {
     if path.ends_with("manifest") {
         let text = String::from_utf8_lossy(bytes).into_owned();
         if let Some((_, body)) = text.split_once('\n') {
-            let sum = format!("{:08x}", crc32c::crc32c(body.trim_end_matches('\n').as_bytes()));
+            let body = body.trim_end_matches('\n').as_bytes();
+            let sum = format!("{:08x}", crc32c::crc32c_append(crc32c::crc32c(b"3"), body));
             if let Some(place) = bytes.get_mut(19..27) {
                 place.copy_from_slice(sum.as_bytes());
             }

@@ -4,11 +4,14 @@
 mod agent;
 mod cuts;
 mod directory;
+mod endings;
 mod faults;
 mod finish;
 mod hooked;
 mod inspect;
 mod inspect_flips;
+mod placement;
+mod removal;
 mod rules;
 mod versions;
 mod world;

@@ -428,7 +428,7 @@ impl World {
 }
 
 /// One block of a view against the truth.
-fn judge(view: &View, truth: &[u32], block: usize) -> Verdict {
+pub(super) fn judge(view: &View, truth: &[u32], block: usize) -> Verdict {
     let mut bytes = vec![0; BLOCK];
     view.read((block * BLOCK) as u64, &mut bytes).map_err(|error| error.to_string())?;
     if bytes == block_of(truth[block]) {
