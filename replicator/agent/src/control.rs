@@ -1,13 +1,13 @@
 //! What an operator asks of this agent over its socket. It answers for its own machine only, and
 //! audits what it is told to do.
 
+use crate::audit::Audit;
 use crate::copy_out::{self, CopyOut};
 use crate::marks::MarkRequest;
 use crate::owner::{Command, Shared};
 use crate::requests::Ask;
 use crate::verify::{VerifyCommand, verify};
 use crossbeam::channel::Sender;
-use redoubt_control::audit::{AuditEntry, AuditLog};
 use redoubt_control::request::{PointSelector, Request};
 use redoubt_control::socket::{Handler, Peer, Responder};
 use redoubt_control::status::{
@@ -39,11 +39,14 @@ pub(crate) struct Control {
     pub past: Arc<std::sync::Mutex<AgentPast>>,
     pub owner: Sender<Command>,
     pub asks: async_mpsc::Sender<Ask>,
-    pub audit: AuditLog,
+    pub audit: Audit,
+    /// A clone of it is held by each conversation, until its answer is out.
+    pub conversations: Arc<()>,
 }
 
 impl Handler for Control {
     fn handle(&self, peer: Peer, request: Request, responder: &mut dyn Responder) {
+        let _conversation = self.conversations.clone();
         let response = match self.check_machine(&request) {
             Err(failed) => failed,
             Ok(()) => self.answer(peer, request, responder),
@@ -83,18 +86,19 @@ impl Control {
                 self.audit(peer, "verify", object, &response);
                 response
             }
+            Request::Pause { .. } => self.pause(peer, true),
+            Request::Resume { .. } => self.pause(peer, false),
+            Request::Unprotect { disk, delete_replica, .. } => {
+                self.unprotect(peer, disk, delete_replica)
+            }
+            Request::Place { .. } => Response::failed(
+                "replica disks lie at the target: ask it (--side target, on its machine)",
+            ),
         }
     }
 
     fn check_machine(&self, request: &Request) -> Result<(), Response> {
-        let asked = match request {
-            Request::Status => &None,
-            Request::Mark { machine, .. }
-            | Request::Points { machine }
-            | Request::CopyOut { machine, .. }
-            | Request::Verify { machine, .. } => machine,
-        };
-        match asked {
+        match request.machine() {
             Some(asked) if *asked != self.name => Err(Response::failed(format!(
                 "this is the agent of {}: ask the target of {asked} (--side target)",
                 self.name
@@ -221,23 +225,14 @@ impl Control {
         copy_out::run(&order, &self.asks, responder).unwrap_or_else(Response::failed)
     }
 
-    fn audit(&self, peer: Peer, action: &str, object: &str, response: &Response) {
+    pub fn audit(&self, peer: Peer, action: &str, object: &str, response: &Response) {
         let (outcome, reason) = match response {
             Response::Failed { message, .. } => ("failed", Some(message.clone())),
             Response::Verified { report } => (report.verdict(), Some(report.summary())),
+            Response::Told { message } => ("done", Some(message.clone())),
             _ => ("done", None),
         };
-        let entry = AuditEntry {
-            time: UtcTime::now(),
-            actor: Some(peer.uid),
-            action: action.to_owned(),
-            object: object.to_owned(),
-            outcome: outcome.to_owned(),
-            reason,
-        };
-        if let Err(error) = self.audit.append(&entry) {
-            tracing::error!(%error, "an operator's action is missing from the audit log");
-        }
+        self.audit.write(Some(peer.uid), action, object, outcome, reason);
     }
 }
 

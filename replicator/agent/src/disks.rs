@@ -7,11 +7,12 @@ use crate::frame_log::FrameLog;
 use crate::pace::{Pace, Rate};
 use crate::presence::{Absent, Present};
 use crate::snapshot::DiskSnapshot;
-use crate::state::{ProtectedDisk, State};
+use crate::state::{EndedDisk, ProtectedDisk, State};
+use crate::unprotect::Which;
 use redoubt_control::options::DiskArgument;
 use redoubt_log::{DiskIndex, GapReason, Name, Sequence};
-use redoubt_protocol::AgentPast;
-use redoubt_protocol::message::{DiskDescription, Welcome};
+use redoubt_protocol::message::{DiskDescription, KnownDisk, Welcome};
+use redoubt_protocol::{AgentPast, PauseWord};
 use redoubt_tracker::device::BlockDevice;
 use redoubt_tracker::probe::{Attached, DiskIdentity};
 use redoubt_tracker::{LogSink, ReadOrder, Tracking};
@@ -46,8 +47,10 @@ pub(crate) struct Seen<'a> {
 /// All protected disks, and the state file that remembers them.
 pub(crate) struct ProtectedDisks {
     directory: PathBuf,
-    state: State,
+    pub state: State,
     disks: Vec<Disk>,
+    /// Disks that are being let go.
+    released: Vec<(DiskIndex, Disk)>,
     turn: usize,
     /// Skipped runs that nobody has answered yet.
     missed_events: Option<u64>,
@@ -84,7 +87,14 @@ impl ProtectedDisks {
                 logged: Rate::default(),
             });
         }
-        Ok(Self { directory: directory.to_owned(), state, disks, turn: 0, missed_events: None })
+        Ok(Self {
+            directory: directory.to_owned(),
+            state,
+            disks,
+            released: Vec::new(),
+            turn: 0,
+            missed_events: None,
+        })
     }
 
     /// Whether every disk is there.
@@ -346,9 +356,80 @@ impl ProtectedDisks {
                 written_per_second: disk.written.over(written, elapsed),
                 logged_per_second: disk.logged.over(logged, elapsed),
                 size: known.size,
+                to_come: None,
             });
         }
         told
+    }
+
+    /// Whether the operator has paused the machine.
+    pub fn is_paused(&self) -> bool {
+        self.state.pause.paused
+    }
+
+    /// What the operator said of a pause, durably.
+    pub fn remember_pause(&mut self, word: PauseWord) -> Result<(), AgentError> {
+        self.change(|state| state.pause = word)
+    }
+
+    /// Whether no disk is protected.
+    pub fn is_empty(&self) -> bool {
+        self.state.disks.is_empty()
+    }
+
+    /// The protected disks that are meant.
+    pub fn chosen(&self, which: &Which) -> Vec<(DiskIndex, Name)> {
+        let is_meant = |disk: &&ProtectedDisk| match which {
+            Which::All => true,
+            Which::Named(name) => disk.name == *name,
+            Which::Told(disks) => disks.contains(disk.index),
+        };
+        let named = |disk: &ProtectedDisk| (disk.index, disk.name.clone());
+        self.state.disks.iter().filter(is_meant).map(named).collect()
+    }
+
+    /// A disk's protection has ended, durably; its lock is held until [`Self::release`].
+    pub fn remember_end(&mut self, index: DiskIndex) -> Result<(), AgentError> {
+        let Some(at) = self.position(index) else { return Ok(()) };
+        self.change(|state| {
+            let ProtectedDisk { index, name, .. } = state.disks.remove(at);
+            state.ended.push(EndedDisk { index, name });
+        })?;
+        let disk = self.disks.remove(at);
+        self.released.push((index, disk));
+        Ok(())
+    }
+
+    /// Nothing of the disk is used any more: its lock goes.
+    pub fn release(&mut self, index: DiskIndex) {
+        self.released.retain(|(released, _)| *released != index);
+    }
+
+    /// The target has these ends.
+    pub fn forget_ends(&mut self, indexes: &[DiskIndex]) -> Result<(), AgentError> {
+        self.change(|state| state.ended.retain(|ended| !indexes.contains(&ended.index)))
+    }
+
+    /// No index that the target knows is given again, and of what it does not know it need not
+    /// learn the end.
+    pub fn learn_indexes(&mut self, known: &[KnownDisk]) -> Result<(), AgentError> {
+        let is_known = |index| known.iter().any(|disk| disk.index == index);
+        let least = known.iter().map(|disk| disk.index.0.saturating_add(1)).max().unwrap_or(0);
+        self.change(|state| {
+            state.next_index = state.next_index.max(least);
+            state.ended.retain(|ended| is_known(ended.index));
+        })
+    }
+
+    /// Changes the state, durably; where that fails nothing has changed.
+    fn change(&mut self, change: impl FnOnce(&mut State)) -> Result<(), AgentError> {
+        let mut next = self.state.clone();
+        change(&mut next);
+        if next != self.state {
+            next.save(&self.directory)?;
+            self.state = next;
+        }
+        Ok(())
     }
 
     fn position(&self, index: DiskIndex) -> Option<usize> {
@@ -383,11 +464,9 @@ fn take_in(state: &mut State, argument: &DiskArgument) -> Result<(), AgentError>
     if state.disks.iter().any(|disk| disk.name == name) {
         return Err(AgentError::NameTaken { name: name.to_string() });
     }
-    let taken = |index: &DiskIndex| state.disks.iter().all(|disk| disk.index != *index);
     // The last number is the canary's.
     let limit = DiskIndex::LIMIT - 1;
-    let index = (0..limit).map(DiskIndex).find(taken);
-    let index = index.ok_or(AgentError::TooManyDisks { limit })?;
+    let index = state.new_index(limit).ok_or(AgentError::TooManyDisks { limit })?;
     state.disks.push(ProtectedDisk {
         index,
         name,

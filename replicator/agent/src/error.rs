@@ -124,7 +124,10 @@ pub enum AgentError {
         name: String,
     },
     /// Too many disks.
-    #[error("more than {limit} disks on one machine")]
+    #[error(
+        "a machine has numbers for {limit} disks, those that are protected no more among them: \
+         begin with a new state directory and a new token"
+    )]
     TooManyDisks {
         /// The bound.
         limit: u8,

@@ -150,6 +150,11 @@ impl FrameLog {
         self.push(Record::DiskAdded { disk, name, size, logical_block_size: block_bytes }, &[]);
     }
 
+    /// Tells of a disk no more.
+    pub fn disk_removed(&mut self, disk: DiskIndex) {
+        self.push(Record::DiskRemoved { disk }, &[]);
+    }
+
     /// A recovery point behind everything that was checked; returns its place.
     pub fn marker(
         &mut self,

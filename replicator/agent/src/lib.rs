@@ -2,6 +2,7 @@
 //! Three threads carry the data: the owner of the tracker, the sealer, the session. It must never
 //! stall the machine that it protects.
 
+mod audit;
 mod check;
 mod control;
 mod copy_out;
@@ -12,8 +13,10 @@ mod frame_log;
 mod link;
 mod locks;
 mod marks;
+mod operator;
 mod owner;
 mod pace;
+mod pause;
 mod presence;
 mod privileges;
 mod reader;
@@ -22,18 +25,19 @@ mod sealer;
 mod session;
 mod snapshot;
 mod state;
+mod unprotect;
 mod verify;
 
 pub use check::{check, devices};
 pub use error::AgentError;
 
+use audit::Audit;
 use bytes::Bytes;
 use control::Control;
 use crossbeam::channel;
 use disks::ProtectedDisks;
 use locks::StateLock;
 use owner::{Command, Owner, Parts, Shared};
-use redoubt_control::audit::AuditLog;
 use redoubt_control::runtime::create_private_directory;
 use redoubt_control::service::{StopSignals, notify_ready};
 use redoubt_control::socket::Server;
@@ -108,8 +112,9 @@ fn protect(
     let sealer = sealer::start(identity.frame_key.clone())
         .map_err(|source| AgentError::Start { what: "the sealer", source })?;
     let (commands, obeyed) = channel::bounded(COMMANDS_WAITING);
+    let (notes, noted) = mpsc::unbounded_channel();
+    let (audit, conversations) = (Audit::new(&options.state), Arc::new(()));
     let (asks, asked) = mpsc::channel(ASKS_WAITING);
-    let audit = AuditLog::new(&options.state);
     let verify = Verify::new(asks.clone(), shared.link.clone(), audit.clone(), names.clone());
     let parts = Parts {
         source,
@@ -118,7 +123,11 @@ fn protect(
         commands: obeyed,
         frames: sealer.input,
         shared: shared.clone(),
+        name: name.clone(),
+        audit: audit.clone(),
         verify,
+        notes,
+        conversations: Arc::downgrade(&conversations),
     };
     let (owner, owner_failed) = start_owner(parts)?;
     let control = Control {
@@ -129,12 +138,13 @@ fn protect(
         past: known_past.clone(),
         owner: commands.clone(),
         asks,
-        audit,
+        audit: audit.clone(),
+        conversations,
     };
     let server = Server::start(&options.runtime, Role::Agent, Arc::new(control))?;
     notify_ready();
-    let driver = Driver::new(session, identity, commands.clone(), shared, known_past);
-    let inputs = Inputs { sealed: sealer.output, asks: asked, stop, owner_failed };
+    let driver = Driver::new(session, identity, commands.clone(), shared, known_past, audit);
+    let inputs = Inputs { sealed: sealer.output, asks: asked, notes: noted, stop, owner_failed };
     let result = runtime.block_on(driver.run(inputs));
     drop(server);
     // An owner that has failed hears nothing any more; its own error is told below.

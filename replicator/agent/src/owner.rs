@@ -2,24 +2,29 @@
 //! points, drops epochs. One loop, one owner: nobody else touches the tracker, and the loop never
 //! waits for the network.
 
+use crate::audit::Audit;
 use crate::coverage::Coverage;
 use crate::disks::{ProtectedDisks, Seen};
 use crate::error::AgentError;
 use crate::frame_log::{FrameLog, Ready, Terms};
 use crate::marks::{Here, MarkRequest, Marks};
 use crate::pace::Pace;
+use crate::pause::{PAUSED, PauseOrder, PauseReply, ToCome};
 use crate::reader::{READ_BYTES, Reader};
+use crate::session::Note;
 use crate::snapshot::{SharedLink, SharedSnapshot, Snapshot, Unsealed};
+use crate::unprotect::{EndReply, Endings, Which, forget_strangers};
 use crate::verify::{Hands, POINT_LABEL, Standing, Verify, VerifyRequest};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
-use redoubt_log::{DiskSet, GapReason, MachineId, PointId, PointKind, Sequence, WallTime};
+use redoubt_log::{DiskSet, GapReason, MachineId, Name, PointId, PointKind, Sequence, WallTime};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::Welcome;
 use redoubt_tracker::probe::{Attached, Capability};
 use redoubt_tracker::{CaptureMode, ChangeSource, LogSink, Tracking};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::UnboundedSender;
 
 /// Frames that may wait for the sealer before the ring is left alone: the batch behind them holds
 /// as much again.
@@ -60,7 +65,9 @@ pub(crate) enum Command {
     /// A point is asked for.
     Mark(MarkRequest),
     /// The operator pauses, or ends the pause.
-    Pause(bool),
+    Pause(PauseOrder, PauseReply),
+    /// The operator ends the protection of disks.
+    Unprotect(Which, EndReply),
     /// Disks are to be compared with their replicas.
     Verify(VerifyRequest),
     /// The agent ends.
@@ -88,13 +95,17 @@ pub(crate) struct Owner {
     pub frames: Sender<Ready>,
     pub shared: Shared,
     pub reader: Reader,
-    log: Option<FrameLog>,
+    pub log: Option<FrameLog>,
+    pub marks: Marks,
+    pub endings: Endings,
+    pub audit: Audit,
+    pub name: Name,
+    notes: UnboundedSender<Note>,
+    to_come: ToCome,
     resync: bool,
-    marks: Marks,
     coverage: Coverage,
     unacknowledged: Unsealed,
     seen_acknowledged: Sequence,
-    paused_by_operator: bool,
     overloaded: bool,
     rotated: Instant,
     /// No read is issued before this.
@@ -104,7 +115,7 @@ pub(crate) struct Owner {
     /// The last number of a log that began anew: none is used twice.
     sequences_used: Sequence,
     skipped_runs: u64,
-    verify: Verify,
+    pub verify: Verify,
     /// Those that were answered before this run.
     skipped_before: u64,
     /// Whether the order of events was proven when the tracker was attached.
@@ -123,13 +134,20 @@ pub(crate) struct Parts {
     pub commands: Receiver<Command>,
     pub frames: Sender<Ready>,
     pub shared: Shared,
+    pub name: Name,
+    pub audit: Audit,
+    /// What the session is told.
+    pub notes: UnboundedSender<Note>,
+    /// Held by each conversation with an operator.
+    pub conversations: Weak<()>,
     pub verify: Verify,
 }
 
 impl Owner {
     /// An owner of tracked disks, of which nothing is logged yet.
     pub fn new(parts: Parts) -> Result<Self, AgentError> {
-        let Parts { mut source, machine, mut disks, commands, frames, shared, verify } = parts;
+        let Parts { mut source, machine, mut disks, commands, frames, shared, .. } = parts;
+        let Parts { name, audit, verify, notes, conversations, .. } = parts;
         let (mode, order_proven) = match source.capability() {
             Capability::Data => (CaptureMode::Data, true),
             Capability::Order(reason) => {
@@ -142,6 +160,8 @@ impl Owner {
             }
         };
         quieten(&mut source)?;
+        let names = disks.names();
+        forget_strangers(&mut source, |index| names.iter().any(|(known, ..)| *known == index))?;
         let skipped = skipped_runs(&source)?;
         let skipped_before = disks.look_for_skipped(source.adopted(), skipped)?;
         let reader = Reader::new(disks.take_files())?;
@@ -156,12 +176,16 @@ impl Owner {
             shared,
             reader,
             log: None,
-            resync: false,
             marks: Marks::new(now),
+            endings: Endings::new(conversations),
+            audit,
+            name,
+            notes,
+            to_come: ToCome::default(),
+            resync: false,
             coverage: Coverage::default(),
             unacknowledged: Unsealed::default(),
             seen_acknowledged: Sequence(0),
-            paused_by_operator: false,
             overloaded: false,
             rotated: now,
             read_again: now,
@@ -189,6 +213,10 @@ impl Owner {
                 break;
             }
             self.tell();
+            if self.settle_ends() {
+                tracing::info!("nothing is left to protect: the agent ends");
+                return Ok(());
+            }
             if !busy {
                 let reading = self.reader.in_flight() > 0 || self.verify.is_reading();
                 self.source.wait(if reading { READ_WAIT } else { IDLE_WAIT })?;
@@ -210,14 +238,19 @@ impl Owner {
                 self.verify.fail(&mut self.tracking, why);
                 self.pause_capture()
             }
+            Command::Mark(request) if self.disks.is_paused() => {
+                (request.reply)(Err(PAUSED.to_owned()));
+                Ok(())
+            }
             Command::Mark(request) => {
                 let behind = self.source.produced();
                 self.marks.ask(request, behind);
                 Ok(())
             }
-            Command::Pause(pause) => self.pause(pause),
+            Command::Pause(order, reply) => self.pause(order, reply),
+            Command::Unprotect(which, reply) => self.unprotect(&which, reply),
             Command::Verify(request) => {
-                let (logging, by_operator) = (self.log.is_some(), self.paused_by_operator);
+                let (logging, by_operator) = (self.log.is_some(), self.disks.is_paused());
                 let standing = Standing { logging, by_operator };
                 self.verify.begin(request, &mut self.tracking, &standing, Instant::now());
                 Ok(())
@@ -237,12 +270,15 @@ impl Owner {
         let interval = Duration::from_millis(welcome.point_interval_milliseconds);
         self.marks.set_interval((!interval.is_zero()).then_some(interval));
         self.disks.remember(past)?;
+        self.hear_at_welcome(welcome.pause)?;
+        self.hear_of_ends(&welcome.disks)?;
         if resumed && self.log.is_some() {
             return Ok(());
         }
         let terms = Terms::of(self.machine, welcome);
         let mut log = FrameLog::new(terms, welcome.resume, self.sequences_used, self.time());
         self.unacknowledged = Unsealed::default();
+        self.endings.log_begins();
         self.seen_acknowledged = welcome.resume;
         self.disks.begin(
             &mut self.source,
@@ -253,8 +289,7 @@ impl Owner {
         )?;
         self.log = Some(log);
         self.overloaded = false;
-        self.paused_by_operator |= welcome.paused;
-        if self.paused_by_operator { self.pause_capture() } else { Ok(()) }
+        if self.disks.is_paused() { self.pause_capture() } else { Ok(()) }
     }
 
     /// One round. Returns whether there is more to do at once.
@@ -273,7 +308,7 @@ impl Owner {
             return Ok(false);
         }
         let ring_is_empty = self.source.ring_fill() == 0;
-        if self.overloaded && ring_is_empty && log.backlog() == 0 && !self.paused_by_operator {
+        if self.overloaded && ring_is_empty && log.backlog() == 0 && !self.disks.is_paused() {
             self.resume_capture(GapReason::RingOverflow)?;
         }
         let log = self.log.as_mut().expect("only called with a log");
@@ -281,6 +316,7 @@ impl Owner {
         self.coverage.drained(self.tracking.drained());
         // Before finished reads are logged: a point stands right behind what was just checked.
         self.take_points(now.1)?;
+        self.tell_ends();
         // Before the reads are looked at: what is asked for here starts there.
         let Self { source, tracking, reader, disks, .. } = self;
         self.verify.advance(&mut Hands { source, tracking, reader }, disks, now.1)?;
@@ -307,9 +343,14 @@ impl Owner {
         }
         let log = self.log.as_mut().expect("only called with a log");
         let finished = self.reader.reap(0)?;
+        let indexes = self.tracking.indexes();
         for read in finished {
             let produced = self.source.produced();
             if self.verify.takes(&read, &mut self.tracking, produced, Instant::now()) {
+                continue;
+            }
+            // Its protection may have ended meanwhile.
+            if !indexes.contains(&read.order.disk) {
                 continue;
             }
             match &read.completion.result {
@@ -324,12 +365,11 @@ impl Owner {
                 }
             }
         }
-        let waits = self.overloaded || self.paused_by_operator;
+        let waits = self.overloaded || self.disks.is_paused();
         if waits || Instant::now() < self.read_again {
             return Ok(());
         }
         let mut idle = 0;
-        let indexes = self.tracking.indexes();
         while self.reader.has_room() && log.backlog() < BACKLOG_FRAMES && idle < indexes.len() {
             let index = self.disks.next_to_read(&indexes);
             match self.tracking.next_read(index, READ_BYTES) {
@@ -388,7 +428,7 @@ impl Owner {
         if skipped == self.skipped_runs {
             return Ok(self.tracking.counters_stand(&self.source));
         }
-        if self.overloaded || self.paused_by_operator {
+        if self.overloaded || self.disks.is_paused() {
             return Ok(false);
         }
         tracing::warn!(skipped, before = self.skipped_runs, "the kernel has skipped the tracker");
@@ -429,6 +469,7 @@ impl Owner {
         }
         self.seen_acknowledged = acknowledged;
         self.unacknowledged.acknowledged(acknowledged);
+        self.ends_acknowledged(acknowledged)?;
         if self.tracking.may_drop(acknowledged) {
             self.disks.remember_acknowledged(acknowledged)?;
             self.tracking.acknowledged(&mut self.source, acknowledged);
@@ -436,30 +477,14 @@ impl Owner {
         Ok(())
     }
 
-    fn pause(&mut self, pause: bool) -> Result<(), AgentError> {
-        if pause == self.paused_by_operator {
-            return Ok(());
-        }
-        self.paused_by_operator = pause;
-        if self.log.is_none() {
-            return Ok(());
-        }
-        if pause {
-            self.verify.fail(&mut self.tracking, "the operator pauses replication");
-            self.pause_capture()
-        } else {
-            self.resume_capture(GapReason::Paused)
-        }
-    }
-
-    fn pause_capture(&mut self) -> Result<(), AgentError> {
+    pub fn pause_capture(&mut self) -> Result<(), AgentError> {
         for index in self.tracking.indexes() {
             self.tracking.pause(&mut self.source, index)?;
         }
         Ok(())
     }
 
-    fn resume_capture(&mut self, reason: GapReason) -> Result<(), AgentError> {
+    pub fn resume_capture(&mut self, reason: GapReason) -> Result<(), AgentError> {
         self.overloaded = false;
         let log = self.log.as_mut().expect("only called with a log");
         for index in self.tracking.indexes() {
@@ -493,13 +518,15 @@ impl Owner {
             skipped: self.skipped_runs.saturating_sub(self.skipped_before),
             order_proven: self.order_proven,
         };
-        let disks = self.disks.tell(&seen, &self.pace, now);
+        let mut disks = self.disks.tell(&seen, &self.pace, now);
+        let to_come = self.to_come.count(&self.tracking, &self.source, now);
+        disks.iter_mut().for_each(|disk| disk.to_come = to_come.get(&disk.index).copied());
         *self.shared.snapshot.lock() = Snapshot {
             taken: now,
             oldest,
             known: self.coverage.since().unwrap_or(now),
             logging: self.log.is_some(),
-            by_operator: self.paused_by_operator,
+            by_operator: self.disks.is_paused(),
             overloaded: self.overloaded,
             sealed: self.unacknowledged.end(),
             disks,
@@ -514,7 +541,12 @@ impl Owner {
         self.pause_capture()
     }
 
-    fn time(&self) -> (WallTime, Instant) {
+    /// Tells the session, which is gone only when the agent ends.
+    pub fn note(&self, note: Note) {
+        let _ = self.notes.send(note);
+    }
+
+    pub fn time(&self) -> (WallTime, Instant) {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let nanoseconds = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
         (WallTime(nanoseconds), Instant::now())

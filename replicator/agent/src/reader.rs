@@ -82,6 +82,14 @@ impl Reader {
         self.queue.submit(operation).map_err(|(_, source)| AgentError::Engine(source))
     }
 
+    /// Reads a disk no more and lets its device go; reads under way end as they would have.
+    pub fn close(&mut self, disk: DiskIndex) -> Result<(), AgentError> {
+        match self.slots.remove(&disk) {
+            Some(file) => self.queue.close_file(file).map_err(AgentError::Engine),
+            None => Ok(()),
+        }
+    }
+
     /// Starts what was submitted and takes what has ended, waiting for at least `least` reads.
     pub fn reap(&mut self, least: usize) -> Result<Vec<Finished>, AgentError> {
         if self.queue.in_flight() == 0 {

@@ -2,22 +2,25 @@
 //! operator, its actions go to them. It must never block: the owner of the tracker has a thread of
 //! its own.
 
+use crate::audit::Audit;
 use crate::error::AgentError;
 use crate::link::{Link, LinkEvent, dial};
 use crate::marks::MarkRequest;
 use crate::owner::{Command, Shared};
+use crate::pause::PauseOrder;
 use crate::requests::{Ask, Pending};
 use crate::sealer::Sealed;
+use crate::unprotect::Which;
 use crate::verify::{VerifyEvent, VerifyRequest};
 use bytes::Bytes;
 use crossbeam::channel::Sender;
 use redoubt_log::{DiskIndex, PointKind, Sequence};
-use redoubt_protocol::message::{MarkedPoint, RequestId};
+use redoubt_protocol::message::{DiskDescription, MarkedPoint, Refusal, RefusalCode, RequestId};
 use redoubt_protocol::{
     AgentAction, AgentEvent, AgentMessage, AgentPast, AgentSession, ConnectionId, NotTaken,
     TargetMessage,
 };
-use redoubt_transport::AgentIdentity;
+use redoubt_transport::{AgentIdentity, TransportError};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +38,15 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// time-out ends earlier.
 const MARK_PATIENCE: Duration = Duration::from_secs(600);
 
+/// What the owner of the tracker has for the session. Its channel is unbounded: it holds what
+/// operators ordered.
+pub(crate) enum Note {
+    /// To be said to the target; lost where there is no session.
+    Say(AgentMessage),
+    /// What the next hello tells of the disks.
+    Disks(Vec<DiskDescription>),
+}
+
 /// A mark that the target asked for has been answered by the owner.
 struct TargetMark {
     request: RequestId,
@@ -45,6 +57,7 @@ struct TargetMark {
 pub(crate) struct Inputs {
     pub sealed: mpsc::Receiver<Sealed>,
     pub asks: mpsc::Receiver<Ask>,
+    pub notes: UnboundedReceiver<Note>,
     pub stop: tokio::sync::oneshot::Receiver<()>,
     /// Ends with the owner of the tracker: without it there is nothing to ship.
     pub owner_failed: tokio::sync::oneshot::Receiver<()>,
@@ -69,6 +82,7 @@ pub(crate) struct Driver {
     /// Verifies that the target waits for; set when it does so no longer.
     verifies: HashMap<RequestId, Arc<AtomicBool>>,
     ended: Option<AgentError>,
+    audit: Audit,
     /// What the session remembers, for the status.
     known_past: Arc<Mutex<AgentPast>>,
 }
@@ -81,8 +95,10 @@ impl Driver {
         owner: Sender<Command>,
         shared: Shared,
         known_past: Arc<Mutex<AgentPast>>,
+        audit: Audit,
     ) -> Self {
         Self {
+            audit,
             known_past,
             session,
             identity,
@@ -123,6 +139,10 @@ impl Driver {
                 }
                 Some(sealed) = inputs.sealed.recv(), if self.waiting.is_none() => self.push(sealed),
                 Some(ask) = inputs.asks.recv() => self.asked(ask),
+                Some(note) = inputs.notes.recv() => match note {
+                    Note::Say(message) => self.handle(AgentEvent::Say(message)),
+                    Note::Disks(disks) => self.session.set_disks(disks),
+                },
                 _ = report.tick() => self.report(),
                 () = sleep_until(wake.into()) => {
                     self.wake = None;
@@ -149,6 +169,12 @@ impl Driver {
             }
             LinkEvent::Received(id, message) => self.handle(AgentEvent::Received(id, message)),
             LinkEvent::Point(point) => self.pending.point_stream(point),
+            LinkEvent::Disconnected(id, TransportError::Removed(text)) => {
+                self.take_link(id);
+                let refusal = Refusal { code: RefusalCode::Unprotected, text };
+                let message = TargetMessage::Refused(refusal);
+                self.handle(AgentEvent::Received(id, message));
+            }
             LinkEvent::Disconnected(id, error) => {
                 if self.take_link(id).is_some() {
                     tracing::warn!(%error, "the connection to the target has ended");
@@ -217,16 +243,27 @@ impl Driver {
                     self.waiting = None;
                     self.tell(Command::Resync);
                 }
-                AgentAction::Refused(refusal) => {
-                    tracing::warn!(%refusal, "refused");
-                    self.shared.link.refused(refusal.to_string());
-                }
+                AgentAction::Refused(refusal) => self.refused(&refusal),
                 AgentAction::Ended(refusal) => self.ended = Some(AgentError::Refused(refusal)),
                 AgentAction::Deliver(message) => self.deliver(message),
                 AgentAction::WakeAt(at) => {
                     self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
                 }
             }
+        }
+    }
+
+    fn refused(&mut self, refusal: &Refusal) {
+        tracing::warn!(%refusal, "refused");
+        self.shared.link.refused(refusal.to_string());
+        if refusal.code == RefusalCode::Unprotected && self.shared.link.removed() {
+            tracing::error!(
+                "the target protects this machine no more: `redoubt unprotect` removes the \
+                 tracker, and a new token of `redoubt invite` with a new state directory protects \
+                 it again"
+            );
+            let machine = self.identity.name.as_str();
+            self.audit.done("unprotect", machine, refusal.to_string());
         }
     }
 
@@ -252,8 +289,12 @@ impl Driver {
                 let deadline = Instant::now() + MARK_PATIENCE;
                 self.tell(Command::Mark(MarkRequest { label, kind, deadline, reply }));
             }
-            TargetMessage::Pause => self.tell(Command::Pause(true)),
-            TargetMessage::Resume => self.tell(Command::Pause(false)),
+            TargetMessage::Pause(word) => {
+                self.tell(Command::Pause(PauseOrder::Heard(word), Box::new(|_| {})));
+            }
+            TargetMessage::Unprotect { disks } => {
+                self.tell(Command::Unprotect(Which::Told(disks), Box::new(|_| {})));
+            }
             TargetMessage::Full { reason } => self.shared.link.full(Some(reason)),
             TargetMessage::Room => self.shared.link.full(None),
             TargetMessage::Applied { sequence } => {

@@ -30,6 +30,8 @@ pub(crate) struct DiskSnapshot {
     pub written_per_second: u64,
     pub logged_per_second: u64,
     pub size: u64,
+    /// What has to be read of it before it streams, where its writes are only marked.
+    pub to_come: Option<u64>,
 }
 
 /// The agent.
@@ -81,6 +83,8 @@ pub(crate) struct LinkState {
     pub connected: bool,
     /// Why the target takes nothing, if it does not.
     pub hindrance: Option<String>,
+    /// Whether the target has let this machine go.
+    pub removed: bool,
     /// Whether a session ever stood in this run.
     pub ever: bool,
 }
@@ -97,7 +101,7 @@ impl SharedLink {
 
     /// A session stands.
     pub fn started(&self, full: Option<String>) {
-        *self.lock() = LinkState { connected: true, hindrance: full, ever: true };
+        *self.lock() = LinkState { connected: true, hindrance: full, removed: false, ever: true };
     }
 
     /// The connection has ended.
@@ -109,6 +113,11 @@ impl SharedLink {
     pub fn refused(&self, why: String) {
         let mut link = self.lock();
         (link.connected, link.hindrance) = (false, Some(why));
+    }
+
+    /// The target has let this machine go; whether that is news.
+    pub fn removed(&self) -> bool {
+        !std::mem::replace(&mut self.lock().removed, true)
     }
 
     /// The target has no room, or has it again.
@@ -172,7 +181,9 @@ impl Snapshot {
         let settled = disk.progress.is_some_and(|progress| progress.settled);
         let behind =
             if disk.was_whole { wire::DiskState::CatchUp } else { wire::DiskState::InitialSync };
-        if let Some(why) = &disk.absent {
+        if link.removed {
+            (wire::DiskState::Paused, Some("unprotected".to_owned()))
+        } else if let Some(why) = &disk.absent {
             (wire::DiskState::Paused, Some(why.clone()))
         } else if now.saturating_duration_since(self.taken) > STALE_AFTER {
             (wire::DiskState::Paused, Some("tracker-stalled".to_owned()))
@@ -274,7 +285,8 @@ impl Snapshot {
 
 impl DiskSnapshot {
     fn remaining(&self) -> u64 {
-        self.progress.map_or(self.size, |progress| progress.demand_bytes)
+        let demand = self.progress.map_or(self.size, |progress| progress.demand_bytes);
+        self.to_come.unwrap_or(demand)
     }
 
     /// At the present rate of what is logged beyond what the machine writes.
@@ -323,6 +335,7 @@ mod tests {
             written_per_second: 0,
             logged_per_second: 0,
             size: 1 << 20,
+            to_come: None,
         }
     }
 
@@ -340,7 +353,7 @@ mod tests {
     }
 
     fn link() -> LinkState {
-        LinkState { connected: true, hindrance: None, ever: true }
+        LinkState { connected: true, hindrance: None, removed: false, ever: true }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use crate::error::AgentError;
 use redoubt_log::{DiskIndex, Generation, Name};
-use redoubt_protocol::AgentPast;
+use redoubt_protocol::{AgentPast, PauseWord};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,7 +13,8 @@ const FILE: &str = "state.json";
 
 /// The version of the file that this build writes; a newer one is refused. Version 1: the first.
 /// Version 2: what a disk was asked for as, and how many unmarked completions were answered.
-const VERSION: u32 = 2;
+/// Version 3: pauses, and disks whose protection has ended.
+const VERSION: u32 = 3;
 
 /// Everything that is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,8 +28,25 @@ pub(crate) struct State {
     pub acknowledged: u64,
     /// Runs of the programs that the kernel has skipped, and that were answered.
     pub skipped_runs: u64,
+    /// Whether the operator has paused the machine.
+    #[serde(default)]
+    pub pause: PauseWord,
     /// The disks to protect.
     pub disks: Vec<ProtectedDisk>,
+    /// Disks whose protection has ended, as far as the target does not have that yet.
+    #[serde(default)]
+    pub ended: Vec<EndedDisk>,
+    /// Indexes below this one were given: none is given again.
+    #[serde(default)]
+    pub next_index: u8,
+}
+
+/// A disk that is protected no more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EndedDisk {
+    pub index: DiskIndex,
+    pub name: Name,
 }
 
 /// What every version of the file has.
@@ -86,7 +104,10 @@ impl State {
             role_epoch: 0,
             acknowledged: 0,
             skipped_runs: 0,
+            pause: PauseWord::default(),
             disks: Vec::new(),
+            ended: Vec::new(),
+            next_index: 0,
         }
     }
 
@@ -102,6 +123,16 @@ impl State {
             File::open(directory)?.sync_all()
         };
         write().map_err(|source| AgentError::State { path: path.clone(), source })
+    }
+
+    /// An index that no disk of this machine ever had, below `limit`.
+    pub fn new_index(&mut self, limit: u8) -> Option<DiskIndex> {
+        let given = self.disks.iter().map(|disk| disk.index.0 + 1).max().unwrap_or(0);
+        let index = self.next_index.max(given);
+        (index < limit).then(|| {
+            self.next_index = index + 1;
+            DiskIndex(index)
+        })
     }
 
     /// The session's part of it.
@@ -128,6 +159,31 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_index_is_given_once() {
+        let mut state = State::first();
+        let index = |state: &mut State| state.new_index(3).map(|index| index.0);
+        assert_eq!(index(&mut state), Some(0));
+        assert_eq!(index(&mut state), Some(1));
+        assert_eq!(index(&mut state), Some(2));
+        assert_eq!(index(&mut state), None);
+    }
+
+    #[test]
+    fn the_first_version_is_read_and_its_indexes_are_not_given_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = r#"{"version": 1, "generation": null, "incarnation": null, "role_epoch": 0,
+            "acknowledged": 7, "skipped_runs": 0, "disks": [{"index": 4, "name": "sda",
+            "device": "/dev/sda", "size": 1024, "logical_block_bytes": 512, "tracked": null}]}"#;
+        fs::write(directory.path().join(FILE), text).unwrap();
+        let mut state = State::load(directory.path()).unwrap();
+        assert_eq!((state.acknowledged, state.pause), (7, PauseWord::default()));
+        assert_eq!(state.new_index(63), Some(DiskIndex(5)));
+        state.save(directory.path()).unwrap();
+        let saved = fs::read_to_string(directory.path().join(FILE)).unwrap();
+        assert!(saved.contains(r#""version": 3"#), "{saved}");
+    }
 
     #[test]
     fn what_was_saved_is_loaded_and_a_newer_version_is_refused() {

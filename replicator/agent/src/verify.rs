@@ -10,13 +10,12 @@ mod run;
 pub(crate) use command::{VerifyCommand, verify};
 pub(crate) use run::Hands;
 
+use crate::audit::Audit;
 use crate::disks::ProtectedDisks;
 use crate::error::AgentError;
 use crate::reader::Finished;
 use crate::requests::{Ask, CheckAnswer};
 use crate::snapshot::SharedLink;
-use redoubt_control::audit::{AuditEntry, AuditLog};
-use redoubt_control::units::UtcTime;
 use redoubt_log::Name;
 use redoubt_log::{ByteRange, DiskIndex, DiskSet, PointId, Sequence};
 use redoubt_protocol::verify::VerifyOutcome;
@@ -68,7 +67,7 @@ pub(crate) struct Standing {
 pub(crate) struct Verify {
     asks: mpsc::Sender<Ask>,
     link: SharedLink,
-    audit: AuditLog,
+    audit: Audit,
     names: Vec<(DiskIndex, Name)>,
     /// Reads under way for a verify, be it one that has ended.
     reads: Vec<ReadOrder>,
@@ -84,7 +83,7 @@ impl Verify {
     pub fn new(
         asks: mpsc::Sender<Ask>,
         link: SharedLink,
-        audit: AuditLog,
+        audit: Audit,
         names: Vec<(DiskIndex, Name)>,
     ) -> Self {
         let (reads, gaps) = Default::default();
@@ -238,18 +237,9 @@ impl Verify {
         let (bytes, ranges) = (different.total_bytes(), different.len());
         tracing::warn!(disk = %name, bytes, ranges, first = %first, %point,
             "the replica differs from the disk: what differs is read again");
-        let entry = AuditEntry {
-            time: UtcTime::now(),
-            actor: None,
-            action: "verify-difference".to_owned(),
-            object: name,
-            outcome: "is read again".to_owned(),
-            reason: Some(describe(bytes, ranges, first)),
-        };
+        let described = Some(describe(bytes, ranges, first));
         // A sync by the owner, as of the state file whenever an epoch is dropped; and rare.
-        if let Err(error) = self.audit.append(&entry) {
-            tracing::error!(%error, "a difference is missing from the audit log");
-        }
+        self.audit.write(None, "verify-difference", &name, "is read again", described);
     }
 }
 

@@ -3,7 +3,9 @@
 
 #[cfg(feature = "agent")]
 use crate::commands::{agent, disks};
-use crate::commands::{completions, copy_out, manual, mark, points, status, verify};
+use crate::commands::{
+    completions, copy_out, manual, mark, pause, place, points, status, unprotect, verify,
+};
 #[cfg(feature = "target")]
 use crate::commands::{inspect, invite, master_target};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -76,6 +78,10 @@ pub enum Command {
     Points(points::Points),
     CopyOut(copy_out::CopyOut),
     Verify(verify::Verify),
+    Pause(pause::Pause),
+    Resume(pause::Resume),
+    Unprotect(unprotect::Unprotect),
+    Place(place::Place),
     Completions(completions::Completions),
     Manual(manual::Manual),
 }
@@ -153,7 +159,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            7 + 2 * usize::from(cfg!(feature = "agent"))
+            11 + 2 * usize::from(cfg!(feature = "agent"))
                 + 3 * usize::from(cfg!(feature = "target"))
         );
     }

@@ -14,8 +14,11 @@ pub mod manual;
 pub mod mark;
 #[cfg(feature = "target")]
 pub mod master_target;
+pub mod pause;
+pub mod place;
 pub mod points;
 pub mod status;
+pub mod unprotect;
 pub mod verify;
 
 use crate::arguments::{Arguments, Command};
@@ -39,6 +42,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         Command::Points(command) => points::run(command, &arguments.runtime(None)),
         Command::CopyOut(command) => copy_out::run(command, &arguments.runtime(None)),
         Command::Verify(command) => verify::run(command, &arguments.runtime(None)),
+        Command::Pause(command) => pause::pause(command, &arguments.runtime(None)),
+        Command::Resume(command) => pause::resume(command, &arguments.runtime(None)),
+        Command::Unprotect(command) => unprotect::run(command, &arguments.runtime(None)),
+        Command::Place(command) => place::run(command, &arguments.runtime(None)),
         Command::Completions(command) => completions::run(command),
         Command::Manual(command) => manual::run(command),
     }

@@ -62,6 +62,10 @@ impl Play {
                 let disk = disk.clone().expect("a disk is named");
                 Response::Verified { report: Box::new(verified(disk)) }
             }
+            Request::Pause { .. }
+            | Request::Resume { .. }
+            | Request::Unprotect { .. }
+            | Request::Place { .. } => Response::Told { message: "as you\x1b wish".into() },
         }
     }
 }
@@ -143,6 +147,8 @@ fn a_wrong_command_line_is_exit_status_2() {
         &["points", "--machine", "A/B"],
         &["copy-out", "--disk", "sda"],
         &["copy-out", "--disk", "sda", "--to", "x", "--point", "newest"],
+        &["place", "--machine", "web-01", "--disk", "sda"],
+        &["unprotect", "--disk", "../x"],
     ] {
         assert_eq!(site.run(words).status.code(), Some(2), "{words:?}");
     }
@@ -243,6 +249,45 @@ fn only_a_verify_that_compared_all_and_found_nothing_is_exit_status_0() {
         let text = site.run(&["verify", "--disk", disk]);
         assert_eq!(text.status.code(), Some(status));
         assert_eq!(out(&text).contains("web-01: equal"), status == 0, "{}", out(&text));
+    }
+}
+
+#[test]
+fn orders_go_to_their_role_and_print_what_they_mean() {
+    let site = Site::new();
+    let (agent, _agent_server) = site.play(Role::Agent);
+    let (target, _target_server) = site.play(Role::Target);
+    let web: redoubt_log::Name = "web-01".parse().expect("a name");
+    let unprotect =
+        |machine, disk, delete_replica| Request::Unprotect { machine, disk, delete_replica };
+    let orders: [(&Play, &[&str], Request); 5] = [
+        (&*target, &["pause"], Request::Pause { machine: None }),
+        (
+            &*agent,
+            &["resume", "--side", "agent", "--machine", "web-01"],
+            Request::Resume { machine: Some(web.clone()) },
+        ),
+        (
+            &*agent,
+            &["unprotect", "--side", "agent", "--disk", "web-01"],
+            unprotect(None, Some(web.clone()), false),
+        ),
+        (
+            &*target,
+            &["unprotect", "--machine", "web-01", "--delete-replica"],
+            unprotect(Some(web.clone()), None, true),
+        ),
+        (
+            &*target,
+            &["place", "--machine", "web-01", "--disk", "web-01", "--on", "/dev/vg0/x"],
+            Request::Place { machine: web.clone(), disk: web, on: "/dev/vg0/x".into() },
+        ),
+    ];
+    for (play, words, request) in orders {
+        let output = site.run(words);
+        assert_eq!(output.status.code(), Some(0), "{words:?}: {}", error(&output));
+        assert_eq!(out(&output), "as you? wish\n");
+        assert_eq!(play.asked.lock().expect("no panic").pop(), Some(request));
     }
 }
 

@@ -55,6 +55,55 @@ pub enum Request {
         /// Which disk; all of the machine where none is named.
         disk: Option<Name>,
     },
+    /// Track, but send nothing until that is resumed; answered by
+    /// [`Response::Told`](crate::Response::Told).
+    Pause {
+        /// Which machine.
+        machine: Option<Name>,
+    },
+    /// End a pause, whichever side was told of it; answered by
+    /// [`Response::Told`](crate::Response::Told).
+    Resume {
+        /// Which machine.
+        machine: Option<Name>,
+    },
+    /// End the protection of a disk, or of all; answered by
+    /// [`Response::Told`](crate::Response::Told).
+    Unprotect {
+        /// Of which machine.
+        machine: Option<Name>,
+        /// Which disk; null means all.
+        disk: Option<Name>,
+        /// Delete replica and points, too, and with all disks the machine itself. A target only.
+        delete_replica: bool,
+    },
+    /// Keep a disk's replica on a block device of the target; answered by
+    /// [`Response::Told`](crate::Response::Told).
+    Place {
+        /// Of which machine; it may be still to come.
+        machine: Name,
+        /// Which disk; it may be still to come.
+        disk: Name,
+        /// The device, by an absolute path.
+        on: PathBuf,
+    },
+}
+
+impl Request {
+    /// The machine that it names, where it names one.
+    pub fn machine(&self) -> Option<&Name> {
+        match self {
+            Self::Status => None,
+            Self::Mark { machine, .. }
+            | Self::Points { machine }
+            | Self::CopyOut { machine, .. }
+            | Self::Verify { machine, .. }
+            | Self::Pause { machine }
+            | Self::Resume { machine }
+            | Self::Unprotect { machine, .. } => machine.as_ref(),
+            Self::Place { machine, .. } => Some(machine),
+        }
+    }
 }
 
 /// A recovery point as an operator names it: `latest` or an id.
@@ -129,6 +178,15 @@ mod tests {
         assert_eq!(serde_json::to_string(&request).unwrap(), json);
         assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
         assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
+        let request = Request::Unprotect {
+            machine: Some("web-01".parse().unwrap()),
+            disk: None,
+            delete_replica: true,
+        };
+        let json =
+            r#"{"request":"unprotect","machine":"web-01","disk":null,"delete_replica":true}"#;
+        assert_eq!(serde_json::to_string(&request).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
     }
 
     #[test]

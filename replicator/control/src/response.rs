@@ -46,6 +46,11 @@ pub enum Response {
     },
     /// The request was carried out and there is nothing to tell.
     Done,
+    /// The request was carried out.
+    Told {
+        /// What that means now, for people.
+        message: String,
+    },
     /// It was not carried out.
     Failed {
         /// How the command must end.

@@ -165,6 +165,11 @@ impl<F: Clone> AgentSession<F> {
         Self { me, past, held: false, wanted: None, window, backoff, connections: 0, state }
     }
 
+    /// What the next hello tells of the disks; a session that stands goes on.
+    pub fn set_disks(&mut self, disks: Vec<DiskDescription>) {
+        self.me.disks = disks;
+    }
+
     /// What is to be stored; compare after each call, see [`AgentPast`].
     pub fn past(&self) -> AgentPast {
         self.past

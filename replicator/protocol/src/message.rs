@@ -6,8 +6,10 @@
 //! ```
 //!
 //! Variants and fields are only ever appended; a change of what stands here raises
-//! [`PROTOCOL_VERSION`]. Version 1: the first.
+//! [`PROTOCOL_VERSION`]. Version 1: the first. Version 2: a pause tells when it was said, and a
+//! welcome tells of it and of disks whose protection was ended.
 
+use crate::pause::PauseWord;
 use crate::verify::{Check, DifferentPiece, VerifyOutcome};
 use redoubt_log::codec::{CodecError, decode_bounded, encode_bounded};
 use redoubt_log::{
@@ -17,7 +19,7 @@ use redoubt_log::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// What this build speaks. A hello with another version is refused with both numbers.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Largest message in bytes, without its length: a hello of 64 disks or a page of points is far
 /// below it, and a hostile peer cannot make us hold more.
@@ -98,6 +100,9 @@ pub enum AgentMessage {
         /// What came of it, or why it was not carried to its end.
         result: Result<VerifyOutcome, String>,
     },
+    /// Whether the operator has paused the machine, as far as the agent was told; it is stored
+    /// there before this is said.
+    Pause(PauseWord),
 }
 
 /// From the target to the agent.
@@ -126,10 +131,9 @@ pub enum TargetMessage {
         /// Whether applications are to be quiesced around it.
         application_consistent: bool,
     },
-    /// The operator pauses the machine: track, but send no frames.
-    Pause,
-    /// The operator ends the pause.
-    Resume,
+    /// Whether the operator has paused the machine, as far as the target was told: a paused one
+    /// tracks, but sends no frames. The agent answers with what counts.
+    Pause(PauseWord),
     /// The target has no space: it goes on reading, but acknowledges nothing until `Room`.
     Full {
         /// What is full and what can be done.
@@ -175,6 +179,12 @@ pub enum TargetMessage {
     GiveUpVerify {
         /// The verify's request.
         request: RequestId,
+    },
+    /// The operator has ended the protection of these disks: the agent lets them go and says so in
+    /// the log.
+    Unprotect {
+        /// Which.
+        disks: DiskSet,
     },
 }
 
@@ -335,8 +345,8 @@ pub struct Welcome {
     pub disks: Vec<KnownDisk>,
     /// Why a new log begins, where one does.
     pub resync: Option<String>,
-    /// Whether the operator has paused the machine.
-    pub paused: bool,
+    /// Whether the operator has paused the machine, as far as the target was told.
+    pub pause: PauseWord,
     /// Whether the target has no space, and why.
     pub full: Option<String>,
 }
@@ -348,10 +358,13 @@ pub struct KnownDisk {
     pub index: DiskIndex,
     /// Size of the replica disk in bytes.
     pub size_bytes: u64,
-    /// Whether anything was ever written to it; if not, ranges that read as zero need not be sent.
+    /// Whether anything was ever written to it.
     pub has_data: bool,
     /// Whether the log said that it is consistent, so that points are good for it.
     pub consistent: bool,
+    /// Whether its protection has ended: its index is not used again, and an agent that still
+    /// tracks it lets it go.
+    pub ended: bool,
 }
 
 /// Why there is no session.

@@ -161,9 +161,9 @@ impl Site {
         }))
     }
 
-    /// A machine whose record is damaged has no name here; its store still holds its name against
-    /// another's.
-    fn has_joined(&self, name: &Name) -> Result<bool> {
+    /// Whether a machine of this name has joined. One whose record is damaged has no name here; its
+    /// store still holds its name against another's.
+    pub fn has_joined(&self, name: &Name) -> Result<bool> {
         let is_called = |machine| match self.machine(machine) {
             Ok(known) => Ok(known.is_some_and(|known| known.name == *name)),
             Err(TransportError::Damaged { .. }) => Ok(false),

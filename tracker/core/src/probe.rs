@@ -293,6 +293,11 @@ impl Attached {
         self.programs.iter().map(Running::counters).collect()
     }
 
+    /// Takes the pins away: the kernel lets everything go with this process.
+    pub fn remove_pins(&self) -> Result<(), ProbeError> {
+        self.pins.remove_all()
+    }
+
     /// Ends the tracking.
     pub fn detach(self) -> Result<(), ProbeError> {
         self.pins.remove_all()

@@ -20,8 +20,9 @@ use std::{fmt, fs};
     long_about = "Run the agent of this machine: it tracks every write to the disks and ships it \
         to the master target.\n\n\
         The token of `redoubt invite` is needed the first time and ignored later. Disks are \
-        remembered; more --disk later adds. An unreachable target is retried for ever. Runs until \
-        SIGTERM; writes are marked in the kernel even while it is stopped.",
+        remembered; more --disk later adds, and `redoubt unprotect` takes away. An unreachable \
+        target is retried for ever. Runs until SIGTERM; writes are marked in the kernel even \
+        while it is stopped.",
     after_long_help = "Examples:\n  \
         redoubt agent --check --disk /dev/sda\n  \
         redoubt agent --token-file /root/token --disk /dev/sda=root --disk /dev/sdb\n  \

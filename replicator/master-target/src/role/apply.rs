@@ -62,7 +62,10 @@ impl Apply {
     /// Applies one interval; whether there may be another.
     fn step(&mut self) -> bool {
         match self.machine.store.apply_next(now()) {
-            Ok(ApplyOutcome::Idle) => false,
+            Ok(ApplyOutcome::Idle) => {
+                self.look_at_devices();
+                false
+            }
             Ok(ApplyOutcome::Applied { to, .. }) => {
                 self.machine.applied.store(to.0, Ordering::Release);
                 self.machine.live().apply_error = None;
@@ -78,6 +81,14 @@ impl Apply {
                 }
                 false
             }
+        }
+    }
+
+    /// A device that was missing may be there again, though nothing waits for it.
+    fn look_at_devices(&self) {
+        let is_wrong = self.machine.live().apply_error.is_some();
+        if is_wrong && self.machine.store.check_devices().is_ok() {
+            self.machine.live().apply_error = None;
         }
     }
 

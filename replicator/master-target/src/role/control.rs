@@ -1,6 +1,7 @@
 //! What an operator asks of this target over its socket, and the audit of what it is told to do.
 
 use super::machine::MachineEvent;
+use super::operator::{Ending, check_named};
 use super::protected::{Protected, Registry};
 use super::{status, verify};
 use crate::store::{PointChoice, copy_out};
@@ -14,6 +15,7 @@ use redoubt_engine::directory::DirectoryStorage;
 use redoubt_engine::storage::{Open, Storage};
 use redoubt_log::{Generation, Incarnation, Name, PointId, Sequence};
 use redoubt_protocol::TargetMessage;
+use redoubt_transport::Site;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +31,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// The target's end of its socket.
 pub(super) struct Control {
     pub registry: Registry,
+    pub site: Arc<Site>,
     pub audit: AuditLog,
     pub data: PathBuf,
 }
@@ -43,7 +46,7 @@ impl Handler for Control {
 }
 
 /// An answer, or the response that says why there is none.
-type Answer<T> = Result<T, Response>;
+pub(super) type Answer<T> = Result<T, Response>;
 
 impl Control {
     fn answer(
@@ -82,7 +85,47 @@ impl Control {
                 audit(&self.audit, Some(peer.uid), "verify", &object, &response);
                 Ok(response)
             }
+            Request::Pause { machine } => {
+                let machine = self.machine(machine.as_ref())?;
+                let response = self.pause(&machine, true);
+                Ok(self.audited(peer, "pause", machine.name.to_string(), response))
+            }
+            Request::Resume { machine } => {
+                let machine = self.machine(machine.as_ref())?;
+                let response = self.pause(&machine, false);
+                Ok(self.audited(peer, "resume", machine.name.to_string(), response))
+            }
+            Request::Unprotect { machine: named, disk, delete_replica } => {
+                let ending = Ending { disk: disk.as_ref(), delete_replica };
+                check_named(named.as_ref(), &ending)?;
+                let machine = self.machine(named.as_ref())?;
+                let object = match &disk {
+                    Some(disk) => format!("{}/{disk}", machine.name),
+                    None => machine.name.to_string(),
+                };
+                let action = if delete_replica { "delete-replica" } else { "unprotect" };
+                let response = self.unprotect(&machine, &ending);
+                Ok(self.audited(peer, action, object, response))
+            }
+            Request::Place { machine, disk, on } => {
+                let response = self.place(&machine, &disk, &on);
+                let object = format!("{machine}/{disk} on {}", on.display());
+                Ok(self.audited(peer, "place", object, response))
+            }
         }
+    }
+
+    /// Writes an operator's action and its outcome down.
+    fn audited(
+        &self,
+        peer: Peer,
+        action: &str,
+        object: String,
+        response: Answer<Response>,
+    ) -> Response {
+        let response = response.unwrap_or_else(|failed| failed);
+        audit(&self.audit, Some(peer.uid), action, &object, &response);
+        response
     }
 
     fn status(&self) -> RoleStatus {
@@ -242,10 +285,17 @@ fn copy(
     }
 }
 
-fn audit(log: &AuditLog, actor: Option<u32>, action: &str, object: &str, response: &Response) {
+pub(super) fn audit(
+    log: &AuditLog,
+    actor: Option<u32>,
+    action: &str,
+    object: &str,
+    response: &Response,
+) {
     let (outcome, reason) = match response {
         Response::Failed { message, .. } => ("failed", Some(message.clone())),
         Response::Verified { report } => (report.verdict(), Some(report.summary())),
+        Response::Told { message } => ("done", Some(message.clone())),
         _ => ("done", None),
     };
     let entry = AuditEntry {

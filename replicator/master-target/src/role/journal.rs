@@ -2,14 +2,17 @@
 //! find no room wait here, unacknowledged; an admission of another run comes behind everything that
 //! was appended before it.
 
+use super::control::audit;
 use super::error::TargetError;
 use super::machine::MachineEvent;
 use super::protected::Protected;
 use crate::store::{Admitted, DiskSpec, HelloAnswer, StoreError};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use crossbeam::sync::Unparker;
+use redoubt_control::Response;
 use redoubt_engine::buffer::AlignedBuffer;
-use redoubt_log::Sequence;
+use redoubt_log::{DiskSet, Sequence};
+use redoubt_protocol::{PauseWord, TargetMessage};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -37,6 +40,8 @@ pub(super) enum Job {
     Append(AlignedBuffer),
     /// Fence every older run, then say where the log goes on.
     Fence(Fence, FenceReply),
+    /// The agent has said whether the operator has paused the machine: the store keeps it.
+    Pause(PauseWord),
     /// End.
     Stop,
 }
@@ -53,7 +58,8 @@ pub(super) fn start(
     apply: Unparker,
 ) -> Result<JournalThread, TargetError> {
     let (jobs, todo) = unbounded();
-    let mut journal = Journal { machine, apply, waiting: Vec::new(), full: false };
+    let ended = machine.store.let_go();
+    let mut journal = Journal { machine, apply, waiting: Vec::new(), full: false, ended };
     let thread = std::thread::Builder::new()
         .name("journal".to_owned())
         .spawn(move || journal.run(&todo))
@@ -67,6 +73,8 @@ struct Journal {
     /// Frames in order that are not in the journal yet.
     waiting: Vec<AlignedBuffer>,
     full: bool,
+    /// Disks that the agent has let go, as far as that was written down.
+    ended: DiskSet,
 }
 
 impl Journal {
@@ -79,6 +87,10 @@ impl Journal {
                     self.fence(&fence, reply);
                     continue;
                 }
+                Ok(Job::Pause(word)) => {
+                    self.pause(word);
+                    continue;
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -86,6 +98,7 @@ impl Journal {
             while self.waiting.len() < BATCH_FRAMES {
                 match todo.try_recv() {
                     Ok(Job::Append(entry)) => self.waiting.push(entry),
+                    Ok(Job::Pause(word)) => self.pause(word),
                     Ok(Job::Fence(asked, reply)) => {
                         fence = Some((asked, reply));
                         break;
@@ -117,10 +130,47 @@ impl Journal {
         }
     }
 
-    fn durable(&self, sequence: Sequence) {
+    fn durable(&mut self, sequence: Sequence) {
         self.machine.durable.store(sequence.0, Ordering::Release);
         self.tell(MachineEvent::Durable(sequence));
         self.apply.unpark();
+        self.note_endings();
+    }
+
+    /// Writes down which disks the agent has let go, now that it is durable.
+    fn note_endings(&mut self) {
+        let ended = self.machine.store.let_go();
+        for disk in DiskSet(ended.0 & !self.ended.0).iter() {
+            let name = self.machine.store.disk_name(disk).unwrap_or_else(|| disk.to_string());
+            let object = format!("{}/{name}", self.machine.name);
+            tracing::warn!(disk = object, "the agent has let a disk go");
+            let told = Response::Told { message: "the agent has let it go".to_owned() };
+            audit(&self.machine.audit, None, "unprotect", &object, &told);
+        }
+        self.ended = ended;
+    }
+
+    /// Keeps the agent's word, or answers with a later one.
+    fn pause(&self, word: PauseWord) {
+        let machine = &self.machine;
+        let known = machine.store.status().pause;
+        let counts = match machine.store.pause(word) {
+            Ok(counts) => counts,
+            Err(error) => {
+                let machine = &machine.name;
+                tracing::error!(%machine, %error, "what the agent says of a pause is not kept");
+                return;
+            }
+        };
+        machine.live().told_pause = Some(word);
+        if counts != word {
+            self.tell(MachineEvent::Say(TargetMessage::Pause(counts)));
+        }
+        if counts.paused != known.paused {
+            let action = if counts.paused { "pause" } else { "resume" };
+            let told = Response::Told { message: "ordered at the agent".to_owned() };
+            audit(&machine.audit, None, action, machine.name.as_str(), &told);
+        }
     }
 
     fn set_full(&mut self, why: Option<String>) {

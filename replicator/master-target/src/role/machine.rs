@@ -40,6 +40,8 @@ pub(super) enum MachineEvent {
     Failed(String),
     /// An operator has something to say to the agent.
     Say(TargetMessage),
+    /// The machine is removed: nobody asks it anything any more.
+    End,
 }
 
 /// The task.
@@ -71,6 +73,9 @@ impl MachineTask {
     /// Runs as long as anybody can tell it anything.
     pub async fn run(mut self) {
         while let Some(event) = self.events.recv().await {
+            if matches!(event, MachineEvent::End) {
+                return;
+            }
             self.take(event);
         }
     }
@@ -102,6 +107,8 @@ impl MachineTask {
                 self.handle(TargetEvent::Refuse(Refusal { code: RefusalCode::NotReady, text }));
             }
             MachineEvent::Say(message) => self.say(message),
+            // The loop has ended before.
+            MachineEvent::End => {}
         }
     }
 
@@ -206,6 +213,10 @@ impl MachineTask {
                 tracing::info!(machine = %self.machine.name, %reason, "the agent says goodbye");
                 self.machine.live().connected = false;
             }
+            AgentMessage::Pause(word) => {
+                // A journal's thread that has failed has said so already.
+                let _ = self.journal.send(Job::Pause(word));
+            }
             // The session itself has dealt with these.
             AgentMessage::Hello(_) | AgentMessage::Confirmed => {}
         }
@@ -215,6 +226,7 @@ impl MachineTask {
         tracing::info!(machine = %self.machine.name, online, "session");
         let mut live = self.machine.live();
         live.connected = online;
+        live.told_pause = None;
         if !online {
             let gone = || Err("the agent's connection has ended".to_owned());
             live.marks.drain().for_each(|(_, reply)| drop(reply.send(gone())));
@@ -247,6 +259,7 @@ fn welcome(
         size_bytes: disk.size,
         has_data: disk.has_data,
         consistent: disk.consistent,
+        ended: !disk.protection.is_active(),
     };
     Welcome {
         generation: answer.generation,
@@ -257,7 +270,7 @@ fn welcome(
         window_frames: DEFAULT_WINDOW_FRAMES,
         disks: answer.disks.iter().map(known).collect(),
         resync,
-        paused: false,
+        pause: answer.pause,
         full: machine.live().full.clone(),
     }
 }

@@ -11,6 +11,7 @@ mod inspect;
 mod journal;
 mod lock;
 mod machine;
+mod operator;
 mod points;
 mod protected;
 mod status;
@@ -61,6 +62,7 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
         tracing::error!(%machine, %error, "this machine is left alone until it is mended");
     }
     let audit = AuditLog::new(&options.data);
+    operator::finish_removals(&store, &site, &audit)?;
     let (told, stop) = oneshot::channel();
     signals.call(move || drop(told)).map_err(signals_failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -73,7 +75,7 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
         let advertised = options.advertise.as_ref().map(ToString::to_string);
         let advertised = advertised.unwrap_or_else(|| address.to_string());
         write_address(&options.data, &advertised)?;
-        let registry = Registry::new(store, options.keep, options.journal_keep);
+        let registry = Registry::new(store, options.keep, options.journal_keep, audit.clone());
         for id in site.machines()? {
             match site.machine(id) {
                 Ok(Some(machine)) => registry.protect(id, &machine.name)?,
@@ -81,7 +83,12 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
                 Err(error) => tracing::error!(machine = %id, %error, "this machine cannot connect"),
             }
         }
-        let control = Control { registry: registry.clone(), audit, data: options.data.clone() };
+        let control = Control {
+            registry: registry.clone(),
+            site: site.clone(),
+            audit,
+            data: options.data.clone(),
+        };
         let _server = Server::start(&options.runtime, Role::Target, Arc::new(control))?;
         listening(address);
         notify_ready();

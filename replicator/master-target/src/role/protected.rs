@@ -9,9 +9,11 @@ use super::{checks, verify};
 use crate::store::{Store, StoreMachine};
 use crossbeam::channel::Sender;
 use crossbeam::sync::Unparker;
+use redoubt_control::audit::AuditLog;
 use redoubt_log::{MachineId, Name, WallTime};
+use redoubt_protocol::PauseWord;
 use redoubt_protocol::message::{MarkedPoint, Report, RequestId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -39,6 +41,8 @@ pub(super) struct Live {
     pub heard: Option<Instant>,
     pub full: Option<String>,
     pub apply_error: Option<String>,
+    /// Whether the operator has paused the machine, as the agent said last.
+    pub told_pause: Option<PauseWord>,
     pub marks: HashMap<RequestId, MarkReply>,
     pub verifies: HashMap<RequestId, verify::Listener>,
 }
@@ -52,6 +56,7 @@ pub(super) struct Protected {
     pub durable: AtomicU64,
     pub applied: AtomicU64,
     pub checks: checks::Turns,
+    pub audit: AuditLog,
     live: Mutex<Live>,
 }
 
@@ -72,7 +77,22 @@ pub(super) struct MachineEnds {
 struct Threads {
     journal: Sender<Job>,
     apply: Unparker,
+    stopping: Arc<AtomicBool>,
     handles: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    fn stop(self, machine: &Name) {
+        self.stopping.store(true, Ordering::Release);
+        // It may have failed and gone already.
+        let _ = self.journal.send(Job::Stop);
+        self.apply.unpark();
+        for handle in self.handles {
+            if handle.join().is_err() {
+                tracing::error!(%machine, "a thread has panicked");
+            }
+        }
+    }
 }
 
 struct Entry {
@@ -88,27 +108,35 @@ pub(super) struct Registry {
     journal_keep: Duration,
     entries: Arc<Mutex<BTreeMap<MachineId, Entry>>>,
     started: Arc<Mutex<Vec<MachineEnds>>>,
-    stopping: Arc<AtomicBool>,
+    /// Machines that were removed: one that was on its way in does not come back.
+    removed: Arc<Mutex<BTreeSet<MachineId>>>,
+    audit: AuditLog,
     requests: Arc<AtomicU64>,
 }
 
 impl Registry {
     /// No machine yet.
-    pub fn new(store: Arc<Store>, keep: Duration, journal_keep: Duration) -> Self {
+    pub fn new(store: Arc<Store>, keep: Duration, journal_keep: Duration, audit: AuditLog) -> Self {
         Self {
             store,
             keep,
             journal_keep,
             entries: Arc::default(),
             started: Arc::default(),
-            stopping: Arc::default(),
+            removed: Arc::default(),
+            audit,
             requests: Arc::default(),
         }
     }
 
     /// Takes a machine in and starts its threads; one that is in already is left as it is.
     pub fn protect(&self, id: MachineId, name: &Name) -> Result<(), TargetError> {
-        if self.get(id).is_some() || self.store.unopened().iter().any(|(other, _)| *other == id) {
+        let is_removed =
+            || self.removed.lock().unwrap_or_else(PoisonError::into_inner).contains(&id);
+        if is_removed()
+            || self.get(id).is_some()
+            || self.store.unopened().iter().any(|(other, _)| *other == id)
+        {
             return Ok(());
         }
         let store = match self.store.machine(id) {
@@ -125,9 +153,15 @@ impl Registry {
             durable: AtomicU64::new(status.durable.0),
             applied: AtomicU64::new(status.applied.0),
             checks: checks::Turns::default(),
+            audit: self.audit.clone(),
             live: Mutex::default(),
         });
-        let apply = apply::start(machine.clone(), self.keep, self.journal_keep, &self.stopping)?;
+        if let Err(error) = machine.store.check_devices() {
+            tracing::error!(machine = %machine.name, %error, "apply waits for a device");
+            machine.live().apply_error = Some(error.to_string());
+        }
+        let stopping = Arc::<AtomicBool>::default();
+        let apply = apply::start(machine.clone(), self.keep, self.journal_keep, &stopping)?;
         let journal = journal::start(machine.clone(), apply.unparker.clone())?;
         let ends = MachineEnds {
             machine: machine.clone(),
@@ -138,6 +172,7 @@ impl Registry {
         let threads = Threads {
             journal: journal.jobs,
             apply: apply.unparker,
+            stopping,
             handles: vec![journal.thread, apply.thread],
         };
         self.lock().insert(id, Entry { machine, threads });
@@ -164,19 +199,26 @@ impl Registry {
         RequestId(self.requests.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
+    /// The store of all of them.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Lets a machine go for good: its threads and its task end.
+    pub fn remove(&self, id: MachineId) {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        let entry = self.lock().remove(&id);
+        if let Some(entry) = entry {
+            entry.threads.stop(&entry.machine.name);
+            // It has ended only where the process ends.
+            let _ = entry.machine.events.blocking_send(MachineEvent::End);
+        }
+    }
+
     /// Ends the threads, each after what it does now.
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
         for (_, entry) in std::mem::take(&mut *self.lock()) {
-            let Threads { journal, apply, handles } = entry.threads;
-            // It may have failed and gone already.
-            let _ = journal.send(Job::Stop);
-            apply.unpark();
-            for handle in handles {
-                if handle.join().is_err() {
-                    tracing::error!(machine = %entry.machine.name, "a thread has panicked");
-                }
-            }
+            entry.threads.stop(&entry.machine.name);
         }
     }
 

@@ -2,7 +2,9 @@
 //! has.
 
 use super::protected::{Live, Protected};
-use crate::store::{DiskStatus as StoredDisk, JournalState, MachineStatus as Stored, Point};
+use crate::store::{
+    DiskStatus as StoredDisk, JournalState, MachineStatus as Stored, Point, Protection,
+};
 use redoubt_control::status::{
     DiskState, DiskStatus, MachineStatus, PointKind, PointStatus, PositionStatus, TrackerMode,
     TrackerStatus, TrackerVerdict,
@@ -23,10 +25,12 @@ pub(super) fn of(machine: &Protected, data: &Path) -> MachineStatus {
     let live = machine.live();
     let now = Instant::now();
     let silence = live.heard.map(|heard| now.saturating_duration_since(heard));
+    let is_protected = stored.disks.iter().any(|disk| disk.protection.is_active());
     let rpo = live
         .report
         .as_ref()
         .zip(silence)
+        .filter(|_| is_protected)
         .map(|(report, silence)| Duration::from_millis(report.rpo_milliseconds) + silence);
     let disks = stored.disks.iter().map(|disk| shown(disk, &stored, &points, &live, data));
     MachineStatus {
@@ -54,6 +58,11 @@ fn shown(
     let said = report.and_then(|report| report.disks.iter().find(|said| said.index == disk.index));
     let silent = live.heard.is_none_or(|heard| heard.elapsed() > SILENT_AFTER);
     let (state, reason) = match &stored.journal {
+        _ if !disk.protection.is_active() => {
+            let by_agent = disk.protection == Protection::EndedByAgent;
+            let reason = if by_agent { "unprotected-by-agent" } else { "unprotected" };
+            (DiskState::Paused, Some(reason.to_owned()))
+        }
         JournalState::Failed(why) => (DiskState::Paused, Some(format!("journal-failed: {why}"))),
         JournalState::Ready | JournalState::Full => state_of(said, live, silent),
     };
@@ -64,8 +73,10 @@ fn shown(
         name: name_of(&disk.name),
         state,
         reason,
-        bytes_remaining: said
-            .map_or(if disk.consistent { 0 } else { disk.size }, |said| said.bytes_remaining),
+        bytes_remaining: said.map_or(
+            if disk.consistent || !disk.protection.is_active() { 0 } else { disk.size },
+            |said| said.bytes_remaining,
+        ),
         eta_seconds: said.and_then(|said| said.eta_seconds),
         churn_bytes_per_second: said.map_or(0, |said| said.churn_bytes_per_second),
         sent_bytes_per_second: said.map_or(0, |said| said.sent_bytes_per_second),

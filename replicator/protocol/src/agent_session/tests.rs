@@ -1,6 +1,7 @@
 //! What the agent's end does where the target, or the line, does not behave.
 
 use super::*;
+use crate::pause::PauseWord;
 
 const LOG: Generation = Generation([2; 16]);
 const MACHINE: MachineId = MachineId([1; 16]);
@@ -58,7 +59,7 @@ impl Node {
             window_frames: 2,
             disks: Vec::new(),
             resync: None,
-            paused: false,
+            pause: PauseWord::default(),
             full: None,
         }))
     }

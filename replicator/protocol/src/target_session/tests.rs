@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::message::{DiskDescription, PROTOCOL_VERSION, RunId};
+use crate::pause::PauseWord;
 use redoubt_log::{DiskIndex, Generation, Incarnation, RoleEpoch};
 
 const MACHINE: MachineId = MachineId([1; 16]);
@@ -112,7 +113,7 @@ fn streaming() -> TargetSession<u32> {
         window_frames: 3,
         disks: Vec::new(),
         resync: None,
-        paused: false,
+        pause: PauseWord::default(),
         full: None,
     };
     session.handle(TargetEvent::Fenced(one, welcome));

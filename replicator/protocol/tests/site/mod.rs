@@ -10,7 +10,8 @@ use redoubt_log::{Generation, MachineId, RoleEpoch, Sequence};
 use redoubt_protocol::message::{RunId, Welcome};
 use redoubt_protocol::{
     AgentAction, AgentEvent, AgentPast, AgentSelf, AgentSession, ConnectionId, Continuity,
-    FramePlace, NotTaken, TargetAction, TargetEvent, TargetPast, TargetSession, WindowLimits,
+    FramePlace, NotTaken, PauseWord, TargetAction, TargetEvent, TargetPast, TargetSession,
+    WindowLimits,
 };
 use std::time::{Duration, Instant};
 
@@ -283,7 +284,7 @@ impl Site {
             window_frames: 8,
             disks: Vec::new(),
             resync,
-            paused: false,
+            pause: PauseWord::default(),
             full: None,
         };
         let at = self.network.now() + Duration::from_millis(self.random.random_range(0..30));

@@ -204,6 +204,15 @@ impl Disk {
         now
     }
 
+    /// What the next gap would put into `D`.
+    pub fn bytes_to_come<S: ChangeSource>(&self, source: &S) -> u64 {
+        let mut all = self.demand.clone();
+        for array in [Array::Active, Array::Spare] {
+            source.marks(self.index, array, &mut |range| all.mark(range));
+        }
+        all.bytes_set().min(all.size())
+    }
+
     pub fn progress(&self, mode: CaptureMode) -> DiskProgress {
         DiskProgress {
             mode: if self.capturing { mode } else { CaptureMode::Bitmap },

@@ -284,6 +284,13 @@ impl Tracking {
         disk.map(|disk| disk.progress(self.mode))
     }
 
+    /// Bytes of a disk that would have to be read if its capture began now: `D`, and what is only
+    /// marked. It walks both arrays.
+    pub fn bytes_to_come<S: ChangeSource>(&self, source: &S, index: DiskIndex) -> u64 {
+        let disk = self.disks.iter().find(|disk| disk.index == index);
+        disk.map_or(0, |disk| disk.bytes_to_come(source))
+    }
+
     /// How far the ring has been drained.
     pub fn drained(&self) -> RingPosition {
         self.drained

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::{Store, StoreOptions};
+use redoubt_control::audit::AuditLog;
 use redoubt_engine::uring_directory::{UringOptions, open_directory};
 use redoubt_transport::{AgentIdentity, connect, enrol};
 use std::path::Path;
@@ -22,7 +23,8 @@ impl Target {
         let site = Arc::new(Site::open_or_create(&data.join("site")).unwrap());
         let storage = open_directory(data, UringOptions::default());
         let store = Store::open(storage, StoreOptions::default(), super::super::protected::now());
-        let registry = Registry::new(Arc::new(store.unwrap()), HOUR, Duration::ZERO);
+        let registry =
+            Registry::new(Arc::new(store.unwrap()), HOUR, Duration::ZERO, AuditLog::new(data));
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), site.clone()).unwrap();
         let address = listener.local_address().unwrap().to_string();
         let (stop, stopped) = oneshot::channel();
