@@ -120,6 +120,24 @@ impl Site {
         Ok(printed.lines().last().context("invite printed no token")?.to_owned())
     }
 
+    /// Lets the agent be started with other disks from now on.
+    pub fn set_disks(&mut self, disks: &[(&str, &Path)]) {
+        let disks = disks.iter().map(|(name, device)| ((*name).to_owned(), device.to_path_buf()));
+        self.disks = disks.collect();
+    }
+
+    /// Waits until a role has ended by itself, which it must do in order.
+    pub fn wait_for_end(&mut self, role: Role) -> Result<()> {
+        let mut child = self.child(role).take().with_context(|| format!("no {role:?} runs"))?;
+        let ended = wait_until("the end of a role", STOP_WITHIN, || Ok(child.try_wait()?));
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        anyhow::ensure!(ended?.success(), "the {role:?} failed at its end");
+        Ok(())
+    }
+
     /// The target's data directory.
     pub fn data(&self) -> PathBuf {
         self.root.join("data")
