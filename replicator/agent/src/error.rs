@@ -93,7 +93,8 @@ pub enum AgentError {
     /// A remembered disk came back with another size.
     #[error(
         "{device} has {bytes} bytes in blocks of {block}, and had {bytes_before} in blocks of \
-         {block_before}: put the device back that was there"
+         {block_before}: put the device back that was there, or end the disk's protection with \
+         `redoubt unprotect --disk` and protect it again"
     )]
     SizeChanged {
         /// The device node.
