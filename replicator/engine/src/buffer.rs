@@ -3,9 +3,12 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// Bytes to which memory, offsets and lengths are aligned for direct I/O: the largest logical block
 /// of the disks that we know, and the page size.
@@ -14,13 +17,18 @@ pub const BLOCK_BYTES: usize = 4096;
 /// Buffers of one pool: the kernel registers at most this many with a ring.
 const POOL_COUNT_MAX: usize = 16_384;
 
+/// Buffers from this length on are mapped by themselves, so that they go back to the system at
+/// once: an allocator keeps what it has grown by, for each thread that ever needed it. Smaller ones
+/// come and go so often that mapping them would cost more.
+const MAPPED_LEAST: usize = 2 << 20;
+
 /// Gives the empty buffer its alignment.
 #[repr(align(4096))]
 struct Block;
 
 const _: () = assert!(align_of::<Block>() == BLOCK_BYTES);
 
-/// Heap memory that starts at a multiple of [`BLOCK_BYTES`].
+/// Memory that starts at a multiple of [`BLOCK_BYTES`].
 pub struct AlignedBuffer {
     start: NonNull<u8>,
     length: usize,
@@ -39,9 +47,13 @@ impl AlignedBuffer {
             return AlignedBuffer { start: NonNull::<Block>::dangling().cast(), length };
         }
         let layout = Self::layout(length);
-        // SAFETY: the layout's size is not zero.
-        let memory = unsafe { alloc_zeroed(layout) };
-        match NonNull::new(memory) {
+        let memory = if length >= MAPPED_LEAST {
+            map(length)
+        } else {
+            // SAFETY: the layout's size is not zero.
+            NonNull::new(unsafe { alloc_zeroed(layout) })
+        };
+        match memory {
             Some(start) => AlignedBuffer { start, length },
             None => handle_alloc_error(layout),
         }
@@ -56,12 +68,27 @@ impl AlignedBuffer {
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
-        if self.length > 0 {
+        if self.length >= MAPPED_LEAST {
+            // SAFETY: `start` and this very length came from `map`, and are unmapped once: the
+            // buffer owns the memory and is not cloned.
+            let unmapped = unsafe { munmap(self.start.cast(), self.length) };
+            // Only a wrong address or length is ever refused.
+            debug_assert_eq!(unmapped, Ok(()));
+        } else if self.length > 0 {
             // SAFETY: `start` came from `alloc_zeroed` with this very layout, and is freed once:
             // the buffer owns it and is not cloned.
             unsafe { dealloc(self.start.as_ptr(), Self::layout(self.length)) }
         }
     }
+}
+
+/// Fresh pages, all zero, if the system has any.
+fn map(length: usize) -> Option<NonNull<u8>> {
+    let length = NonZeroUsize::new(length)?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: the address is the kernel's choice, so that nothing that exists is mapped over.
+    let memory = unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) };
+    memory.ok().map(NonNull::cast)
 }
 
 impl Deref for AlignedBuffer {
@@ -202,7 +229,7 @@ mod tests {
 
     #[test]
     fn memory_is_aligned_zeroed_and_writable() {
-        for length in [0, 1, 511, 4096, 1 << 20] {
+        for length in [0, 1, 511, 4096, 1 << 20, MAPPED_LEAST, MAPPED_LEAST + 5] {
             let mut buffer = AlignedBuffer::zeroed(length);
             assert_eq!(buffer.as_ptr().addr() % BLOCK_BYTES, 0);
             assert!(buffer.iter().all(|byte| *byte == 0));

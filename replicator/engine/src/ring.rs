@@ -132,8 +132,8 @@ impl BlockQueue for Ring {
         };
         // SAFETY: the memory is the operation's own buffer, which lies in `slots` from here until
         // the kernel has completed the transfer: `reap` takes it out only then, `drop` waits for
-        // that, and nothing touches the bytes meanwhile. The buffer is on the heap, so moving its
-        // owner moves no byte. `check` has compared the length with the buffer's.
+        // that, and nothing touches the bytes meanwhile. The bytes lie apart from the buffer, so
+        // moving it moves none of them. `check` has compared the length with the buffer's.
         let pushed = unsafe { self.queue.push(slot as u64, &transfer) };
         if let Err(source) = pushed {
             self.vacant.push(slot);
