@@ -5,7 +5,7 @@ use super::arrivals::Terms;
 use super::connection::Link;
 use super::journal::{Fence, Job};
 use super::points::{PointRequest, list_page, send_point};
-use super::protected::{MachineEnds, Protected};
+use super::protected::{MachineEnds, Protected, Said};
 use super::{checks, verify};
 use crate::store::{Admitted, DiskSpec, HelloAnswer, StoreError};
 use crossbeam::channel::Sender;
@@ -86,9 +86,6 @@ impl MachineTask {
                 self.links.insert(id, link);
             }
             MachineEvent::Session(event) => {
-                if let TargetEvent::Received(..) = &event {
-                    self.machine.live().heard = Some(Instant::now());
-                }
                 let ended = match &event {
                     TargetEvent::Disconnected(id) => Some(*id),
                     _ => None,
@@ -173,7 +170,9 @@ impl MachineTask {
 
     fn deliver(&self, message: AgentMessage) {
         match message {
-            AgentMessage::Report(report) => self.machine.live().report = Some(report),
+            AgentMessage::Report(report) => {
+                self.machine.live().said = Some(Said { at: Instant::now(), report });
+            }
             AgentMessage::Marked { request, result } => {
                 if let Some(reply) = self.machine.live().marks.remove(&request) {
                     // Who asked may have gone.
@@ -211,7 +210,7 @@ impl MachineTask {
             }
             AgentMessage::Goodbye { reason } => {
                 tracing::info!(machine = %self.machine.name, %reason, "the agent says goodbye");
-                self.machine.live().connected = false;
+                self.machine.live().connected = None;
             }
             AgentMessage::Pause(word) => {
                 // A journal's thread that has failed has said so already.
@@ -225,7 +224,7 @@ impl MachineTask {
     fn online(&self, online: bool) {
         tracing::info!(machine = %self.machine.name, online, "session");
         let mut live = self.machine.live();
-        live.connected = online;
+        live.connected = online.then(Instant::now);
         live.told_pause = None;
         if !online {
             let gone = || Err("the agent's connection has ended".to_owned());

@@ -233,7 +233,7 @@ enum Heard {
 fn wait_for_agent(machine: &Protected, is_done: impl Fn() -> bool) -> Heard {
     let deadline = Instant::now() + AGENT_PATIENCE;
     loop {
-        match (is_done(), machine.live().connected) {
+        match (is_done(), machine.live().connected.is_some()) {
             (true, _) => return Heard::Yes,
             (false, false) => return Heard::NotConnected,
             (false, true) if Instant::now() >= deadline => return Heard::NotYet,

@@ -36,15 +36,21 @@ pub(super) type MarkReply = std::sync::mpsc::Sender<Result<MarkedPoint, String>>
 /// What is known of a machine from one moment to the next.
 #[derive(Default)]
 pub(super) struct Live {
-    pub connected: bool,
-    pub report: Option<Report>,
-    pub heard: Option<Instant>,
+    /// Since when it has a session.
+    pub connected: Option<Instant>,
+    pub said: Option<Said>,
     pub full: Option<String>,
     pub apply_error: Option<String>,
     /// Whether the operator has paused the machine, as the agent said last.
     pub told_pause: Option<PauseWord>,
     pub marks: HashMap<RequestId, MarkReply>,
     pub verifies: HashMap<RequestId, verify::Listener>,
+}
+
+/// What the agent said last, and when.
+pub(super) struct Said {
+    pub at: Instant,
+    pub report: Report,
 }
 
 /// A protected machine.

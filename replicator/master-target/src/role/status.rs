@@ -24,19 +24,13 @@ pub(super) fn of(machine: &Protected, data: &Path) -> MachineStatus {
     let points = machine.store.points();
     let live = machine.live();
     let now = Instant::now();
-    let silence = live.heard.map(|heard| now.saturating_duration_since(heard));
     let is_protected = stored.disks.iter().any(|disk| disk.protection.is_active());
-    let rpo = live
-        .report
-        .as_ref()
-        .zip(silence)
-        .filter(|_| is_protected)
-        .map(|(report, silence)| Duration::from_millis(report.rpo_milliseconds) + silence);
-    let disks = stored.disks.iter().map(|disk| shown(disk, &stored, &points, &live, data));
+    let rpo = rpo(&live, now).filter(|_| is_protected);
+    let disks = stored.disks.iter().map(|disk| shown(disk, &stored, &points, &live, data, now));
     MachineStatus {
         id: machine.id.into(),
         name: machine.name.clone(),
-        connected: live.connected,
+        connected: live.connected.is_some(),
         rpo_seconds: rpo.map(|rpo| rpo.as_secs_f64()),
         disks: disks.collect(),
     }
@@ -47,16 +41,23 @@ pub(super) fn name_of(stored: &str) -> Name {
     stored.parse().expect("the store's names come from hellos, where they were checked")
 }
 
+/// It grows from the agent's last word on, whoever else may have spoken since.
+fn rpo(live: &Live, now: Instant) -> Option<Duration> {
+    let said = live.said.as_ref()?;
+    let then = Duration::from_millis(said.report.rpo_milliseconds);
+    Some(then + now.saturating_duration_since(said.at))
+}
+
 fn shown(
     disk: &StoredDisk,
     stored: &Stored,
     points: &[Point],
     live: &Live,
     data: &Path,
+    now: Instant,
 ) -> DiskStatus {
-    let report = live.report.as_ref();
+    let report = live.said.as_ref().map(|said| &said.report);
     let said = report.and_then(|report| report.disks.iter().find(|said| said.index == disk.index));
-    let silent = live.heard.is_none_or(|heard| heard.elapsed() > SILENT_AFTER);
     let (state, reason) = match &stored.journal {
         _ if !disk.protection.is_active() => {
             let by_agent = disk.protection == Protection::EndedByAgent;
@@ -64,8 +65,9 @@ fn shown(
             (DiskState::Paused, Some(reason.to_owned()))
         }
         JournalState::Failed(why) => (DiskState::Paused, Some(format!("journal-failed: {why}"))),
-        JournalState::Ready | JournalState::Full => state_of(said, live, silent),
+        JournalState::Ready | JournalState::Full => state_of(said, live, now),
     };
+    let goes_on = state != DiskState::Paused;
     let good = |point: &&Point| point.disks.contains(disk.index);
     let last = points.iter().rev().find(good);
     let applied = last.filter(|_| !disk.ahead_of_point);
@@ -73,11 +75,8 @@ fn shown(
         name: name_of(&disk.name),
         state,
         reason,
-        bytes_remaining: said.map_or(
-            if disk.consistent || !disk.protection.is_active() { 0 } else { disk.size },
-            |said| said.bytes_remaining,
-        ),
-        eta_seconds: said.and_then(|said| said.eta_seconds),
+        bytes_remaining: remaining(said, disk, goes_on),
+        eta_seconds: said.filter(|_| goes_on).and_then(|said| said.eta_seconds),
         churn_bytes_per_second: said.map_or(0, |said| said.churn_bytes_per_second),
         sent_bytes_per_second: said.map_or(0, |said| said.sent_bytes_per_second),
         tracker: said.map(tracker_of),
@@ -94,12 +93,27 @@ fn shown(
     }
 }
 
+/// What the agent says while the disk goes on, and else what it said last; but nothing is left only
+/// of a disk that is whole.
+fn remaining(said: Option<&DiskReport>, disk: &StoredDisk, goes_on: bool) -> u64 {
+    let last = said.map(|said| said.bytes_remaining);
+    match last.filter(|last| goes_on || *last > 0) {
+        Some(last) => last,
+        None if disk.consistent => 0,
+        None => disk.size,
+    }
+}
+
 /// What is not proven to go on does not go on.
-fn state_of(said: Option<&DiskReport>, live: &Live, silent: bool) -> (DiskState, Option<String>) {
+fn state_of(said: Option<&DiskReport>, live: &Live, now: Instant) -> (DiskState, Option<String>) {
     if live.full.is_some() {
         return (DiskState::Paused, Some("target-full".to_owned()));
     }
-    let Some(said) = said.filter(|_| live.connected && !silent) else {
+    // What it said before this session may be of another log.
+    let speaks = live.said.as_ref().zip(live.connected).is_some_and(|(said, since)| {
+        since <= said.at && now.saturating_duration_since(said.at) <= SILENT_AFTER
+    });
+    let Some(said) = said.filter(|_| speaks) else {
         return (DiskState::Paused, Some("agent-silent".to_owned()));
     };
     let state = match said.state {
@@ -152,4 +166,126 @@ pub(super) fn points_of(machine: &Protected) -> Vec<PointStatus> {
         proven: point.proven,
     };
     machine.store.points().into_iter().map(show).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::protected::Said;
+    use super::*;
+    use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, RoleEpoch, Sequence};
+    use redoubt_protocol::PauseWord;
+    use redoubt_protocol::message::{Report, TrackerReport};
+
+    const SIZE: u64 = 1 << 30;
+
+    fn stored(consistent: bool) -> Stored {
+        Stored {
+            machine: MachineId([1; 16]),
+            name: "m".to_owned(),
+            generation: Generation([2; 16]),
+            incarnation: Incarnation(1),
+            role_epoch: RoleEpoch(0),
+            durable: Sequence(9),
+            applied: Sequence(9),
+            applying: None,
+            pending_bytes: 0,
+            last_point: None,
+            journal: JournalState::Ready,
+            pause: PauseWord::default(),
+            disks: vec![StoredDisk {
+                index: DiskIndex(0),
+                name: "sda".to_owned(),
+                size: SIZE,
+                has_data: true,
+                consistent,
+                ahead_of_point: false,
+                protection: Protection::Active,
+                replica: "disks/0".into(),
+            }],
+        }
+    }
+
+    fn said(at: Instant, state: wire::DiskState, bytes_remaining: u64) -> Said {
+        let disk = DiskReport {
+            index: DiskIndex(0),
+            state,
+            reason: String::new(),
+            bytes_remaining,
+            eta_seconds: Some(5),
+            churn_bytes_per_second: 0,
+            sent_bytes_per_second: 0,
+            tracker: TrackerReport {
+                mode: wire::TrackerMode::Data,
+                losses: 0,
+                misses: 0,
+                verdict: "proven".to_owned(),
+            },
+        };
+        let sequence = Sequence(9);
+        let disks = vec![disk];
+        let report = Report { rpo_milliseconds: 200, sequence, acknowledged: sequence, disks };
+        Said { at, report }
+    }
+
+    /// What is shown of the one disk, `after` the beginning.
+    fn show(stored: &Stored, live: &Live, now: Instant) -> DiskStatus {
+        shown(&stored.disks[0], stored, &[], live, Path::new("/data"), now)
+    }
+
+    #[test]
+    fn an_agent_that_is_stopped_is_silent_soon_and_its_rpo_grows() {
+        let began = Instant::now();
+        let said = said(began, wire::DiskState::Streaming, 0);
+        let mut live = Live { connected: Some(began), said: Some(said), ..Live::default() };
+        let seconds = Duration::from_secs;
+        for (after, silent) in [(0, false), (10, false), (11, true), (3600, true)] {
+            let now = began + seconds(after);
+            let disk = show(&stored(true), &live, now);
+            let state = if silent { DiskState::Paused } else { DiskState::Streaming };
+            assert_eq!((disk.state, after), (state, after));
+            assert_eq!(disk.reason, silent.then(|| "agent-silent".to_owned()));
+            assert_eq!(rpo(&live, now), Some(seconds(after) + Duration::from_millis(200)));
+        }
+        // A connection that is lost says so at once; the RPO still grows from the last word on,
+        // also when somebody connects and has not reported yet.
+        live.connected = None;
+        assert_eq!(show(&stored(true), &live, began).state, DiskState::Paused);
+        let again = began + seconds(40);
+        live.connected = Some(again);
+        assert_eq!(show(&stored(true), &live, again).reason.as_deref(), Some("agent-silent"));
+        assert_eq!(rpo(&live, again), Some(seconds(40) + Duration::from_millis(200)));
+        assert_eq!(rpo(&Live::default(), again), None);
+    }
+
+    #[test]
+    fn nothing_remains_only_of_a_disk_that_is_whole_or_whose_agent_says_so_now() {
+        let now = Instant::now();
+        let remaining = |live: &Live, consistent: bool| {
+            let disk = show(&stored(consistent), live, now);
+            (disk.bytes_remaining, disk.eta_seconds)
+        };
+        // Not heard of since the target started.
+        assert_eq!(remaining(&Live::default(), false), (SIZE, None));
+        assert_eq!(remaining(&Live::default(), true), (0, None));
+        for (state, said_bytes) in [
+            (wire::DiskState::InitialSync, 4096),
+            (wire::DiskState::InitialSync, 0),
+            (wire::DiskState::Streaming, 0),
+        ] {
+            let spoke = |connected| Live {
+                connected,
+                said: Some(said(now, state, said_bytes)),
+                ..Live::default()
+            };
+            assert_eq!(remaining(&spoke(Some(now)), false), (said_bytes, Some(5)));
+            // Silent: the last word, but none that says that all is well.
+            let last = if said_bytes == 0 { SIZE } else { said_bytes };
+            assert_eq!(remaining(&spoke(None), false), (last, None));
+            assert_eq!(remaining(&spoke(None), true), (said_bytes, None));
+        }
+        // An agent that has no log yet knows of nothing that remains.
+        let said = said(now, wire::DiskState::Paused, 0);
+        let live = Live { connected: Some(now), said: Some(said), ..Live::default() };
+        assert_eq!(remaining(&live, false), (SIZE, None));
+    }
 }

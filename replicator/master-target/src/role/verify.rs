@@ -41,7 +41,7 @@ pub(super) fn run(
     let (news, heard) = mpsc::channel();
     {
         let mut live = machine.live();
-        if !live.connected {
+        if live.connected.is_none() {
             let why = "the agent is not connected: `redoubt status` says since when";
             return Err(Response::failed(format!("{}: {why}", machine.name)));
         }
