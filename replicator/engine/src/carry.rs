@@ -16,7 +16,7 @@ pub(crate) const PIECE_BYTES: usize = 1 << 20;
 /// and four of the longest submissions fit.
 pub(crate) const CARRY_BYTES: usize = 4 << 20;
 
-/// Requests shorter than this are joined with what stands right beside them on the disk: a copy
+/// Requests shorter than this are joined with such as stand right beside them on the disk: a copy
 /// costs less than a submission up to about here.
 const JOIN_BYTES: usize = 64 << 10;
 
@@ -188,10 +188,10 @@ impl Plan {
 }
 
 /// Whether two neighbours in the order of the disk must, or should, lie in one run: they share a
-/// block, or their blocks touch and one of them is short.
+/// block, or their blocks touch and both are short.
 fn joined(one: &Extent, next: &Extent) -> bool {
     let (end, start) = (one.end().next_multiple_of(BLOCK), next.offset - next.offset % BLOCK);
-    start < end || (start == end && one.length.min(next.length) < JOIN_BYTES)
+    start < end || (start == end && one.length.max(next.length) < JOIN_BYTES)
 }
 
 /// A distance within a run.
@@ -219,8 +219,8 @@ mod tests {
         assert_eq!(plan.plain, [0_usize; 0]);
         assert_eq!(plan.groups[0].runs, [run(4096, 0, 8192)]);
         assert_eq!(plan.groups[0].partial, []);
-        // Long neighbours gain nothing by a copy.
-        let plan = Plan::new(&[extent(0, 1 << 20), extent(1 << 20, 1 << 20)]);
+        // A long one gains nothing by a copy, whatever stands beside it.
+        let plan = Plan::new(&[extent(0, 1 << 20), extent(1 << 20, 4096)]);
         assert_eq!(plan.plain, [0, 1]);
     }
 
