@@ -1,12 +1,14 @@
 //! Invitations that are open, and those of a machine that is shut out: such a machine must not come
-//! back by the token that let it in.
+//! back by the token that let it in. A record that is damaged is nobody's, and hinders nobody else:
+//! with it no machine is let in.
 
 use super::{Site, TokenRecord, UsedRecord, load_record, seconds_now};
-use crate::error::Result;
+use crate::error::{Result, TransportError};
 use crate::files;
 use redoubt_log::{MachineId, Name};
+use serde::de::DeserializeOwned;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const USED: &str = "used";
 
@@ -16,7 +18,7 @@ impl Site {
         for path in self.token_files()? {
             let is_open = path.extension().is_none() && !path.with_extension(USED).exists();
             if is_open
-                && let Some(token) = load_record::<TokenRecord>(&path)?
+                && let Some(token) = whole_record::<TokenRecord>(&path)?
                 && token.machine.as_ref() == Some(machine)
                 && token.expires_seconds > seconds_now()
             {
@@ -31,7 +33,7 @@ impl Site {
         for path in self.token_files()? {
             let is_use = path.extension().is_some_and(|extension| extension == USED);
             if !is_use
-                || load_record::<UsedRecord>(&path)?.is_none_or(|used| used.machine != machine)
+                || whole_record::<UsedRecord>(&path)?.is_none_or(|used| used.machine != machine)
             {
                 continue;
             }
@@ -57,5 +59,16 @@ impl Site {
         let paths: std::io::Result<Vec<PathBuf>> = paths.collect();
         let paths = paths.map_err(files::failed(&directory, "list"))?;
         Ok(paths.into_iter().filter(|path| !is_hidden(path)).collect())
+    }
+}
+
+/// The record, unless it is damaged or of a later release.
+fn whole_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match load_record(path) {
+        Err(error @ (TransportError::Damaged { .. } | TransportError::NewerVersion { .. })) => {
+            tracing::warn!(%error, "a token's record is passed over");
+            Ok(None)
+        }
+        loaded => loaded,
     }
 }

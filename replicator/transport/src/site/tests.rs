@@ -244,3 +244,33 @@ fn who_was_shut_out_does_not_come_back_by_its_old_token() {
         assert!(site.machine(machine).unwrap().is_none());
     }
 }
+
+#[test]
+fn a_damaged_record_of_another_token_hinders_no_removal_and_lets_nobody_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::open_or_create(directory.path()).unwrap();
+    let join = |name: &str| {
+        let token = site.invite("t:1", Some(name.parse().unwrap()), HOUR).unwrap();
+        let request = request(&token, &certificate::new_machine_key().unwrap());
+        (site.enrol(&request).unwrap().ok().unwrap().machine, request)
+    };
+    let damage = |path: &Path| {
+        let mut bytes = fs::read(path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
+    let (other, other_request) = join("other");
+    damage(&site.token_path(&other_request.token_id, ".used"));
+    let unused = site.invite("t:1", Some("unused".parse().unwrap()), HOUR).unwrap();
+    damage(&site.token_path(&unused.id, ""));
+    let (gone, gone_request) = join("gone");
+    assert!(!site.is_invited(&"unused".parse().unwrap()).unwrap());
+    site.invite("t:1", Some("later".parse().unwrap()), HOUR).unwrap();
+    assert!(site.is_invited(&"later".parse().unwrap()).unwrap());
+    site.remove_machine(gone).unwrap();
+    assert_eq!(refused(&site, &gone_request), EnrolRefusalCode::Unknown);
+    // Whose own record is damaged goes as well, and does not come back by it.
+    site.remove_machine(other).unwrap();
+    assert!(matches!(site.enrol(&other_request), Err(TransportError::Damaged { .. })));
+    assert_eq!(site.machines().unwrap(), []);
+}
