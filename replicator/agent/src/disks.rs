@@ -74,7 +74,7 @@ impl ProtectedDisks {
         for (at, known) in state.disks.iter_mut().enumerate() {
             let is_new = at >= remembered;
             let held = disks.iter().filter_map(|disk| disk.presence.as_ref().ok());
-            let presence = match Present::hold(known, has_log && !is_new, held) {
+            let presence = match Present::hold(known, has_log && !is_new, directory, held) {
                 Err(error) if !is_new => Err(Absent::because(known, error)?),
                 held => Ok(held?),
             };

@@ -58,26 +58,30 @@ pub enum AgentError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Another agent protects the disk.
+    /// Another agent protects the disk, or a target has it for a replica.
     #[error(
-        "{device}: another agent protects this disk already: stop it, or let it go with `redoubt \
-         agent --detach`"
+        "{device}: {holder} has this disk already: stop it, or let it go there (`redoubt \
+         unprotect`)"
     )]
     DiskLocked {
         /// The device node.
         device: PathBuf,
+        /// Who has it.
+        holder: String,
     },
     /// Another agent protects the disk that it lies on, or a part of it.
     #[error(
-        "{device}: another agent protects {other}, which is a part of it or of which it is one: \
-         protect the disk or its partitions, not both; stop the other agent first, or let {other} \
-         go with `redoubt agent --detach`"
+        "{device}: {holder} has {other}, which is a part of it or of which it is one: protect the \
+         disk or its partitions, not both; stop the other first, or let {other} go there \
+         (`redoubt unprotect`)"
     )]
     PartLocked {
         /// The device node.
         device: PathBuf,
-        /// What the other agent protects.
+        /// What the other has.
         other: PathBuf,
+        /// Who that is.
+        holder: String,
     },
     /// The same bytes twice in one agent.
     #[error(

@@ -2,14 +2,14 @@
 //! process, whatever ends it.
 
 use crate::error::AgentError;
-use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::fcntl::{Flock, FlockArg};
+use redoubt_engine::locks::{DiskBytes, DiskLock, Holder, LockError};
 use redoubt_log::ByteRange;
 use redoubt_tracker::device::BlockDevice;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-const DISK_LOCKS: &str = "/run/lock/redoubt";
 const SYS_BLOCK: &str = "/sys/class/block";
 /// Sysfs counts sectors of this size, whatever the device's blocks are.
 const SYSFS_SECTOR_BYTES: u64 = 512;
@@ -34,69 +34,43 @@ impl StateLock {
     }
 }
 
-/// The lock of a disk: of its bytes within a file that stands for the whole disk, by its sequence
-/// number in this boot. So a disk and its partitions exclude each other, and two partitions do not.
-#[derive(Debug)]
-pub(crate) struct DiskLock {
-    _file: File,
+/// Takes the lock of a disk, or says who has what of it; `state` is where this agent's state lies.
+pub(crate) fn take(device: &BlockDevice, state: &Path) -> Result<DiskLock, AgentError> {
+    let state = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
+    let who = format!("the agent with --state {}", state.display());
+    DiskLock::take(bytes(device), &who).map_err(|error| refused(device, error))
 }
 
-impl DiskLock {
-    /// Takes it, or says who has what of it.
-    pub fn take(device: &BlockDevice) -> Result<Self, AgentError> {
-        let directory = PathBuf::from(DISK_LOCKS);
-        fs::create_dir_all(&directory)
-            .map_err(|source| AgentError::Lock { path: directory.clone(), source })?;
-        Self::take_in(&directory, device)
-    }
-
-    fn take_in(directory: &Path, device: &BlockDevice) -> Result<Self, AgentError> {
-        let path = directory.join(device.diskseq.to_string());
-        let failed =
-            |error: nix::Error| AgentError::Lock { path: path.clone(), source: error.into() };
-        let file = open(&path)?;
-        // Of the open file, not of the process: a disk that is asked for twice conflicts, too.
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&exclusive(device))) {
-            Ok(_) => Ok(Self { _file: file }),
-            Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
-                let (wanted, mut held) = (exclusive(device), exclusive(device));
-                fcntl(&file, FcntlArg::F_OFD_GETLK(&mut held)).map_err(failed)?;
-                let same = (held.l_start, held.l_len) == (wanted.l_start, wanted.l_len);
-                Err(match same {
-                    true => AgentError::DiskLocked { device: device.path.clone() },
-                    false => AgentError::PartLocked {
-                        device: device.path.clone(),
-                        other: holder(device, &held),
-                    },
-                })
-            }
-            Err(error) => Err(failed(error)),
+fn refused(device: &BlockDevice, error: LockError) -> AgentError {
+    let path = device.path.clone();
+    match error {
+        LockError::Failed { path, source } => AgentError::Lock { path, source },
+        LockError::Held(held)
+            if held.start == bytes(device).start && held.length == bytes(device).length =>
+        {
+            AgentError::DiskLocked { device: path, holder: held.who }
+        }
+        LockError::Held(held) => {
+            let other = node(device, &held);
+            AgentError::PartLocked { device: path, other, holder: held.who }
         }
     }
 }
 
 /// The bytes of the device on its whole disk; a whole disk has no end, for it may grow.
-fn exclusive(device: &BlockDevice) -> libc::flock {
-    let small = |kind: libc::c_int| libc::c_short::try_from(kind).expect("kinds are small numbers");
-    let offset = |bytes: u64| libc::off_t::try_from(bytes).expect("disks are below 8 EiB");
-    let length = if is_whole(device) { 0 } else { device.length };
-    libc::flock {
-        l_type: small(libc::F_WRLCK),
-        l_whence: small(libc::SEEK_SET),
-        l_start: offset(device.start),
-        l_len: offset(length),
-        l_pid: 0,
+fn bytes(device: &BlockDevice) -> DiskBytes {
+    let is_whole = device.name == device.whole_name;
+    DiskBytes {
+        diskseq: device.diskseq,
+        start: device.start,
+        length: (!is_whole).then_some(device.length),
     }
 }
 
-fn is_whole(device: &BlockDevice) -> bool {
-    device.name == device.whole_name
-}
-
 /// The device node of what is locked: the whole disk, or the partition that begins there.
-fn holder(wanted: &BlockDevice, held: &libc::flock) -> PathBuf {
+fn node(wanted: &BlockDevice, held: &Holder) -> PathBuf {
     let node = |name: &str| Path::new("/dev").join(name);
-    if held.l_start == 0 && held.l_len == 0 {
+    if held.length.is_none() {
         return node(&wanted.whole_name);
     }
     let whole = Path::new(SYS_BLOCK).join(wanted.whole_name.replace('/', "!"));
@@ -104,12 +78,12 @@ fn holder(wanted: &BlockDevice, held: &libc::flock) -> PathBuf {
         let start = fs::read_to_string(whole.join(name).join("start")).ok();
         let start = start.and_then(|sectors| sectors.trim().parse::<u64>().ok());
         let start = start.and_then(|sectors| sectors.checked_mul(SYSFS_SECTOR_BYTES));
-        start.is_some_and(|start| libc::off_t::try_from(start).is_ok_and(|at| at == held.l_start))
+        start == Some(held.start)
     };
     let entries = fs::read_dir(&whole).into_iter().flatten().flatten();
     let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     // One that is gone is named by its place.
-    let unknown = || format!("{} (from byte {} on)", wanted.whole_name, held.l_start);
+    let unknown = || format!("{} (from byte {} on)", wanted.whole_name, held.start);
     node(&names.find(begins_there).unwrap_or_else(unknown).replace('!', "/"))
 }
 
@@ -167,26 +141,20 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_and_its_partitions_exclude_each_other_and_two_partitions_do_not() {
-        let directory = tempfile::tempdir().unwrap();
-        let take = |device: &BlockDevice| DiskLock::take_in(directory.path(), device);
-        let whole = device(None);
-        let first = device(Some((1, 1 << 20, 8 << 20)));
-        let second = device(Some((2, 9 << 20, 8 << 20)));
-        let held = (take(&first).unwrap(), take(&second).unwrap());
-        let refused = take(&whole).unwrap_err();
-        assert!(matches!(&refused, AgentError::PartLocked { .. }), "{refused}");
-        assert!(refused.to_string().starts_with("/dev/no0: "), "{refused}");
-        assert!(matches!(take(&first).unwrap_err(), AgentError::DiskLocked { .. }));
-        drop(held);
-        let held = take(&whole).unwrap();
-        let refused = take(&second).unwrap_err().to_string();
-        assert!(refused.contains("/dev/no0p2") && refused.contains("/dev/no0,"), "{refused}");
-        assert!(matches!(take(&whole).unwrap_err(), AgentError::DiskLocked { .. }));
-        drop(held);
-        take(&second).unwrap();
-        let other = BlockDevice { diskseq: 43, ..device(None) };
-        let _held = (take(&whole).unwrap(), take(&other).unwrap());
+    fn who_has_what_of_a_disk_is_named() {
+        let (whole, first) = (device(None), device(Some((1, 1 << 20, 8 << 20))));
+        let who = "the agent with --state /other".to_owned();
+        let held = |device: &BlockDevice| {
+            let DiskBytes { start, length, .. } = bytes(device);
+            LockError::Held(Holder { start, length, who: who.clone() })
+        };
+        let text = |device, error| refused(device, error).to_string();
+        let same = text(&whole, held(&whole));
+        assert!(same.starts_with("/dev/no0: the agent with --state /other has"), "{same}");
+        let part = text(&first, held(&whole));
+        assert!(part.starts_with("/dev/no0p1: the agent with --state /other has /dev/no0,"));
+        let part = text(&whole, held(&first));
+        assert!(part.contains(" has /dev/no0 (from byte 1048576 on),"), "{part}");
     }
 
     #[test]

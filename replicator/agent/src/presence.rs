@@ -2,11 +2,13 @@
 //! device.
 
 use crate::error::AgentError;
-use crate::locks::{DiskLock, overlap};
+use crate::locks::{self, overlap};
 use crate::reader::open_disk;
 use crate::state::ProtectedDisk;
+use redoubt_engine::locks::DiskLock;
 use redoubt_tracker::device::{BlockDevice, DeviceError};
 use std::fs::File;
+use std::path::Path;
 
 /// A disk that is there.
 pub(crate) struct Present {
@@ -24,10 +26,11 @@ pub(crate) struct Absent {
 
 impl Present {
     /// Takes hold of a device, beside those that are held already. `has_log` is whether the target
-    /// may know the disk: then its size must be what it was.
+    /// may know the disk: then its size must be what it was; `state` is where this agent's lies.
     pub fn hold<'a>(
         known: &mut ProtectedDisk,
         has_log: bool,
+        state: &Path,
         mut held: impl Iterator<Item = &'a Self>,
     ) -> Result<Self, AgentError> {
         let device = BlockDevice::resolve(&known.device)?;
@@ -49,7 +52,7 @@ impl Present {
                 block_before: before.1,
             });
         }
-        let lock = DiskLock::take(&device)?;
+        let lock = locks::take(&device, state)?;
         let file = open_disk(&device.path)?;
         (known.size, known.logical_block_bytes) = now;
         Ok(Self { device, file: Some(file), _lock: lock })
@@ -93,7 +96,7 @@ impl Absent {
 mod tests {
     use super::*;
     use redoubt_log::DiskIndex;
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     fn known(device: &Path) -> ProtectedDisk {
         ProtectedDisk {
@@ -115,7 +118,8 @@ mod tests {
         std::fs::write(&file, "no device").unwrap();
         for path in [Path::new("/dev/no-such-disk"), &file] {
             let mut disk = known(path);
-            let error = Present::hold(&mut disk, true, std::iter::empty()).err().unwrap();
+            let error =
+                Present::hold(&mut disk, true, directory.path(), std::iter::empty()).err().unwrap();
             let absent = Absent::because(&disk, error).unwrap();
             assert_eq!(absent.reason, format!("device-missing: {}", path.display()));
         }
@@ -129,7 +133,7 @@ mod tests {
         let reason = |error| Absent::because(&disk, error).map(|absent| absent.reason);
         let unreadable = AgentError::OpenDisk { device: device.clone(), source: source() };
         assert_eq!(reason(unreadable).unwrap(), "device-unreadable: /dev/sdz");
-        let locked = AgentError::DiskLocked { device: device.clone() };
+        let locked = AgentError::DiskLocked { device: device.clone(), holder: "x".to_owned() };
         assert_eq!(reason(locked).unwrap(), "device-in-use: /dev/sdz");
         let grown = AgentError::SizeChanged {
             device: device.clone(),

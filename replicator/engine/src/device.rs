@@ -1,6 +1,7 @@
 //! What a block device is by the kernel's own word: how large it is, who uses it, and by what it is
 //! known again after a reboot. It only looks; it must never change a device.
 
+use crate::locks::DiskBytes;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -101,6 +102,18 @@ impl Device {
             node,
         })
     }
+}
+
+/// The bytes of the device with this number on its whole disk, for its lock.
+pub(crate) fn bytes(number: u64) -> io::Result<DiskBytes> {
+    let sysfs = Sysfs::of(number)?;
+    let sectors =
+        |name: &str| Ok::<_, io::Error>(read_number(&sysfs.own.join(name))? * SYSFS_SECTOR_BYTES);
+    let diskseq = read_number(&sysfs.whole.join("diskseq"))?;
+    Ok(match sysfs.is_partition() {
+        true => DiskBytes { diskseq, start: sectors("start")?, length: Some(sectors("size")?) },
+        false => DiskBytes { diskseq, start: 0, length: None },
+    })
 }
 
 /// By what the device with this number is known again after a reboot, whatever its node is called

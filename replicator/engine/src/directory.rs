@@ -13,6 +13,7 @@ use nix::unistd::{Whence, lseek};
 
 use crate::buffer::BLOCK_BYTES;
 use crate::device;
+use crate::locks::{DiskLock, LockError};
 use crate::steps::{self, named};
 use crate::storage::{BlockFile, Open, ReadRequest, Result, Storage, StorageError, WriteRequest};
 
@@ -52,7 +53,8 @@ impl DirectoryStorage {
         let opened = match how {
             Open::ReadOnly => OpenOptions::new().read(true).open(&full),
             Open::ReadWrite => OpenOptions::new().read(true).write(true).open(&full),
-            // Of a block device this makes the caller its one claimant, as a mount is.
+            // Of a block device this makes the caller its one claimant, as a mount is. An agent
+            // that protects it claims nothing, and has its lock.
             Open::Claim => {
                 OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(&full)
             }
@@ -66,10 +68,26 @@ impl DirectoryStorage {
             }
             // A device's metadata has no size; its end has.
             let end = lseek(&file, 0, Whence::SeekEnd)?;
-            Ok((file, is_device, to_u64(end)?))
+            let lock = if how == Open::Claim { Some(self.lock(&file)?) } else { None };
+            Ok(DirectoryFile {
+                path: full.clone(),
+                file,
+                size: to_u64(end)?,
+                is_device,
+                _lock: lock,
+            })
         });
-        let (file, is_device, size) = named(&full, || open_words(how), opened)?;
-        Ok(DirectoryFile { path: full, file, size, is_device })
+        named(&full, || open_words(how), opened)
+    }
+
+    fn lock(&self, device: &File) -> io::Result<DiskLock> {
+        let bytes = device::bytes(device.metadata()?.rdev())?;
+        let root = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
+        let who = format!("the target with --data {}", root.display());
+        DiskLock::take(bytes, &who).map_err(|error| match error {
+            LockError::Held(_) => io::Error::new(io::ErrorKind::ResourceBusy, error),
+            LockError::Failed { .. } => io::Error::other(error),
+        })
     }
 }
 
@@ -137,6 +155,8 @@ pub(crate) struct DirectoryFile {
     file: File,
     size: u64,
     is_device: bool,
+    /// Of a device that was claimed.
+    _lock: Option<DiskLock>,
 }
 
 impl DirectoryFile {

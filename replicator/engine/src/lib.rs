@@ -5,6 +5,7 @@ pub mod buffer;
 mod carry;
 pub mod device;
 pub mod directory;
+pub mod locks;
 #[cfg(feature = "lying")]
 pub mod lying;
 pub mod ring;

@@ -210,8 +210,10 @@ fn kept_devices(disks: &[DiskStatus]) -> String {
 
 /// What a device that somebody holds exclusively answers, in words.
 fn in_use(error: StoreError, on: &Path) -> Response {
+    // An agent or another target that has it is named by the error itself.
     let is_busy = matches!(&error, StoreError::Storage(error)
-        if error.source.kind() == std::io::ErrorKind::ResourceBusy);
+        if error.source.kind() == std::io::ErrorKind::ResourceBusy
+            && error.source.get_ref().is_none());
     match is_busy {
         true => Response::failed(format!(
             "{}: is in use (mounted, part of another device, or opened exclusively; see lsblk and \
