@@ -117,10 +117,10 @@ impl Control {
             id: self.machine.into(),
             name: self.name.clone(),
             connected: link.connected,
-            rpo_seconds: link.ever.then(|| snapshot.rpo(now).as_secs_f64()),
+            rpo_seconds: (link.sessions > 0).then(|| snapshot.rpo(now).as_secs_f64()),
             disks: snapshot.shown(&link, position, now),
         };
-        RoleStatus { role: Role::Agent, machines: vec![machine] }
+        RoleStatus { role: Role::Agent, machines: vec![machine], placements: vec![] }
     }
 
     fn position(&self, sequence: u64, acknowledged: u64) -> Option<PositionStatus> {

@@ -350,6 +350,7 @@ impl ProtectedDisks {
                 absent: absent.map(|absent| absent.reason.clone()),
                 order_proven: seen.order_proven,
                 misses: seen.skipped + progress.map_or(0, |progress| progress.missed),
+                gaps: seen.tracking.gaps(known.index),
                 progress,
                 was_whole: disk.was_whole,
                 why: disk.read_error.clone().unwrap_or(why),

@@ -142,11 +142,12 @@ fn protect(
         conversations,
     };
     let server = Server::start(&options.runtime, Role::Agent, Arc::new(control))?;
+    let chronicler = audit.follow(identity.name.clone(), &shared)?;
     notify_ready();
     let driver = Driver::new(session, identity, commands.clone(), shared, known_past, audit);
     let inputs = Inputs { sealed: sealer.output, asks: asked, notes: noted, stop, owner_failed };
     let result = runtime.block_on(driver.run(inputs));
-    drop(server);
+    drop((server, chronicler));
     // An owner that has failed hears nothing any more; its own error is told below.
     let _ = commands.send(Command::Stop);
     drop(commands);

@@ -1,6 +1,7 @@
 //! How the agent stands, as its threads share it: the owner of the tracker writes, the session and
 //! the socket read.
 
+use redoubt_control::chronicle::{DiskSight, MachineSight};
 use redoubt_control::status as shown;
 use redoubt_log::{DiskIndex, Name, Sequence};
 use redoubt_protocol::message as wire;
@@ -24,6 +25,8 @@ pub(crate) struct DiskSnapshot {
     pub order_proven: bool,
     /// Submissions and completions that were missed, and runs of the programs that were skipped.
     pub misses: u64,
+    /// Gaps of its log in this run.
+    pub gaps: u64,
     pub progress: Option<DiskProgress>,
     pub was_whole: bool,
     pub why: String,
@@ -85,8 +88,8 @@ pub(crate) struct LinkState {
     pub hindrance: Option<String>,
     /// Whether the target has let this machine go.
     pub removed: bool,
-    /// Whether a session ever stood in this run.
-    pub ever: bool,
+    /// Sessions that stood in this run.
+    pub sessions: u64,
 }
 
 /// The link's state, shared.
@@ -101,7 +104,9 @@ impl SharedLink {
 
     /// A session stands.
     pub fn started(&self, full: Option<String>) {
-        *self.lock() = LinkState { connected: true, hindrance: full, removed: false, ever: true };
+        let mut link = self.lock();
+        let sessions = link.sessions + 1;
+        *link = LinkState { connected: true, hindrance: full, removed: false, sessions };
     }
 
     /// The connection has ended.
@@ -239,6 +244,26 @@ impl Snapshot {
         }
     }
 
+    /// The machine as its audit log follows it.
+    pub fn seen(&self, machine: &Name, link: &LinkState, now: Instant) -> MachineSight {
+        let disks = self.shown(link, None, now).into_iter().zip(&self.disks);
+        let see = |(shown, disk): (shown::DiskStatus, &DiskSnapshot)| DiskSight {
+            name: shown.name,
+            state: shown.state,
+            reason: shown.reason,
+            mode: shown.tracker.map(|tracker| tracker.mode),
+            losses: shown.tracker.map_or(0, |tracker| tracker.losses),
+            misses: disk.misses,
+            gaps: (disk.gaps, disk.why.clone()),
+        };
+        MachineSight {
+            name: machine.clone(),
+            sessions: link.sessions,
+            connected: link.connected,
+            disks: disks.map(see).collect(),
+        }
+    }
+
     /// The disks as the status shows them.
     pub fn shown(
         &self,
@@ -329,6 +354,7 @@ mod tests {
             absent: None,
             order_proven: true,
             misses: 4,
+            gaps: 1,
             progress: Some(progress(mode, true)),
             was_whole: true,
             why: String::new(),
@@ -353,7 +379,7 @@ mod tests {
     }
 
     fn link() -> LinkState {
-        LinkState { connected: true, hindrance: None, removed: false, ever: true }
+        LinkState { connected: true, hindrance: None, removed: false, sessions: 1 }
     }
 
     #[test]

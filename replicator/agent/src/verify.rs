@@ -76,6 +76,8 @@ pub(crate) struct Verify {
     /// The answer to a verify that has ended: the target is asked one thing at a time.
     stale: Option<Receiver<CheckAnswer>>,
     run: Option<Run>,
+    /// The names of the disks of the run, for the audit log.
+    under_way: String,
 }
 
 impl Verify {
@@ -86,8 +88,8 @@ impl Verify {
         audit: Audit,
         names: Vec<(DiskIndex, Name)>,
     ) -> Self {
-        let (reads, gaps) = Default::default();
-        Self { asks, link, audit, names, reads, gaps, stale: None, run: None }
+        let (reads, gaps, under_way) = Default::default();
+        Self { asks, link, audit, names, reads, gaps, stale: None, run: None, under_way }
     }
 
     /// Begins, or says why not.
@@ -115,6 +117,8 @@ impl Verify {
             "this agent does not track the disk: `redoubt status` says why"
         } else {
             tracing::info!(disks = disks.len(), "verify begins");
+            self.under_way = self.named(disks.iter().map(|(index, _)| *index));
+            self.audit.write(None, "verify", &self.under_way, "begun", None);
             self.run = Some(Run::new(request, &disks, now));
             return;
         };
@@ -125,6 +129,8 @@ impl Verify {
     pub fn fail(&mut self, tracking: &mut Tracking, why: &str) {
         if let Some(run) = self.run.take() {
             tracing::warn!(why, "verify ends without a result");
+            let reason = Some(why.to_owned());
+            self.audit.write(None, "verify", &self.under_way, "failed", reason);
             tracking.forget_checks();
             self.stale = self.stale.take().or(run.fail(why));
         }
@@ -202,6 +208,7 @@ impl Verify {
         match step {
             Step::GoesOn => self.run = Some(run),
             Step::Ended => {
+                self.audit.write(None, "verify", &self.under_way, "ended", None);
                 hands.tracking.forget_checks();
                 self.stale = self.stale.take().or(run.finish());
             }
@@ -228,12 +235,19 @@ impl Verify {
         }
     }
 
+    fn named(&self, disks: impl Iterator<Item = DiskIndex>) -> String {
+        let name = |disk| {
+            let known = self.names.iter().find(|(index, _)| *index == disk);
+            known.map_or_else(|| disk.to_string(), |(_, name)| name.to_string())
+        };
+        disks.map(name).collect::<Vec<_>>().join(", ")
+    }
+
     /// Something differed, and is read again by now: it is said once, where it can be found later.
     fn record(&self, found: &Found) {
         let Found { disk, different, point } = found;
         let Some(first) = different.iter().next() else { return };
-        let name = self.names.iter().find(|(index, _)| index == disk);
-        let name = name.map_or_else(|| disk.to_string(), |(_, name)| name.to_string());
+        let name = self.named(std::iter::once(*disk));
         let (bytes, ranges) = (different.total_bytes(), different.len());
         tracing::warn!(disk = %name, bytes, ranges, first = %first, %point,
             "the replica differs from the disk: what differs is read again");

@@ -37,9 +37,9 @@ impl Play {
     fn answer(&self, request: &Request) -> Response {
         let point = POINT.parse().expect("a UUID");
         match request {
-            Request::Status => {
-                Response::Status { status: RoleStatus { role: self.role, machines: vec![] } }
-            }
+            Request::Status => Response::Status {
+                status: RoleStatus { role: self.role, machines: vec![], placements: vec![] },
+            },
             Request::Mark { label: Some(label), .. } if label == "late" => Response::Failed {
                 status: ExitStatus::TimedOut,
                 message: "not durable in time".into(),
@@ -201,7 +201,13 @@ fn status_shows_both_roles_and_acting_prefers_the_target() {
     let (target, _target_server) = site.play(Role::Target);
     let output = site.run(&["status", "--json"]);
     let lines: Vec<&str> = out(&output).lines().collect();
-    assert_eq!(lines, [r#"{"role":"agent","machines":[]}"#, r#"{"role":"target","machines":[]}"#]);
+    assert_eq!(
+        lines,
+        [
+            r#"{"role":"agent","machines":[],"placements":[]}"#,
+            r#"{"role":"target","machines":[],"placements":[]}"#
+        ]
+    );
     assert_eq!(site.run(&["mark"]).status.code(), Some(0));
     assert_eq!(site.run(&["mark", "--side", "agent"]).status.code(), Some(0));
     let marks = |play: &Play| {

@@ -115,7 +115,7 @@ struct Agent;
 
 impl Handler for Agent {
     fn handle(&self, _: Peer, _: Request, responder: &mut dyn Responder) {
-        let status = RoleStatus { role: Role::Agent, machines: vec![] };
+        let status = RoleStatus { role: Role::Agent, machines: vec![], placements: vec![] };
         responder.send(&Response::Status { status }).unwrap();
     }
 }
@@ -152,7 +152,10 @@ fn a_stopped_target_is_named_soon_and_the_agent_shown_all_the_same() {
     let directory = RuntimeDirectory::new(&runtime);
     let _agent = Server::start(&directory, Role::Agent, Arc::new(Agent)).unwrap();
     let (status, out, error) = run(&["status", "--json"]);
-    assert_eq!((status, out.as_str()), (Some(1), "{\"role\":\"agent\",\"machines\":[]}\n"));
+    assert_eq!(
+        (status, out.as_str()),
+        (Some(1), "{\"role\":\"agent\",\"machines\":[],\"placements\":[]}\n")
+    );
     assert!(error.starts_with(&named), "{error}");
     target.signal(Signal::SIGCONT);
     let (status, out, _) = run(&["status", "--json"]);

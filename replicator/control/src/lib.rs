@@ -4,6 +4,7 @@
 
 pub mod audit;
 pub mod bounded;
+pub mod chronicle;
 pub mod config;
 pub mod exit;
 pub mod inspection;

@@ -25,6 +25,20 @@ pub struct RoleStatus {
     pub role: Role,
     /// The agent's own machine, or all machines of the target.
     pub machines: Vec<MachineStatus>,
+    /// Devices of a target that wait for disks which no agent has announced yet.
+    #[serde(default)]
+    pub placements: Vec<PlacementStatus>,
+}
+
+/// A block device that will hold the replica of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementStatus {
+    /// The machine's name; it may not have joined yet.
+    pub machine: Name,
+    /// The disk's name within the machine.
+    pub disk: Name,
+    /// The device.
+    pub device: PathBuf,
 }
 
 /// A protected machine.

@@ -5,7 +5,7 @@ use crate::failure::explain;
 use crate::table::Table;
 use crate::{output, talk};
 use clap::Args;
-use redoubt_control::status::{DiskStatus, MachineStatus, RoleStatus};
+use redoubt_control::status::{DiskStatus, MachineStatus, PlacementStatus, RoleStatus};
 use redoubt_control::{Client, ExitStatus, Request, Response, Role, RuntimeDirectory};
 use std::io::{self, IsTerminal};
 use std::thread;
@@ -115,8 +115,9 @@ fn redrawn(text: &str) -> String {
 }
 
 fn render(status: &RoleStatus) -> String {
+    let waiting: String = status.placements.iter().map(placement).collect();
     if status.machines.is_empty() {
-        return format!("{}: protects no machine yet\n", status.role);
+        return format!("{}: protects no machine yet\n{waiting}", status.role);
     }
     let mut table = Table::new([
         "MACHINE",
@@ -141,7 +142,13 @@ fn render(status: &RoleStatus) -> String {
             table.row(row(machine, Some(disk)));
         }
     }
-    format!("{}\n{}", status.role, table.render())
+    format!("{}\n{}{waiting}", status.role, table.render())
+}
+
+fn placement(waiting: &PlacementStatus) -> String {
+    let PlacementStatus { machine, disk, device } = waiting;
+    let device = output::harmless(&device.to_string_lossy());
+    format!("{machine}/{disk}: {device} will be its replica once its agent announces it\n")
 }
 
 fn row(machine: &MachineStatus, disk: Option<&DiskStatus>) -> [String; 13] {
@@ -233,5 +240,15 @@ mod tests {
     fn nothing_protected_is_said() {
         let text = render(&parse(r#"{"role": "target", "machines": []}"#));
         assert_eq!(text, "target: protects no machine yet\n");
+    }
+
+    #[test]
+    fn a_device_that_waits_for_its_disk_is_shown() {
+        let text = render(&parse(
+            r#"{"role": "target", "machines": [], "placements": [
+                {"machine": "web-01", "disk": "sda", "device": "/dev/vg/x"}]}"#,
+        ));
+        let line = "web-01/sda: /dev/vg/x will be its replica once its agent announces it\n";
+        assert_eq!(text, format!("target: protects no machine yet\n{line}"));
     }
 }

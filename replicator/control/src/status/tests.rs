@@ -41,6 +41,11 @@ fn status() -> RoleStatus {
             rpo_seconds: Some(0.75),
             disks: vec![disk],
         }],
+        placements: vec![PlacementStatus {
+            machine: "web-02".parse().unwrap(),
+            disk: "sdb".parse().unwrap(),
+            device: "/dev/disk/by-id/x".into(),
+        }],
     }
 }
 
@@ -73,6 +78,7 @@ fn status_is_frozen() {
                 "last_point": "04040404-0404-0404-0404-040404040404",
             }],
         }],
+        "placements": [{"machine": "web-02", "disk": "sdb", "device": "/dev/disk/by-id/x"}],
     });
     assert_eq!(serde_json::to_value(status()).unwrap(), golden);
     assert_eq!(serde_json::from_value::<RoleStatus>(golden).unwrap(), status());

@@ -85,6 +85,7 @@ impl Greeting {
             },
             Ok(Arrival::Enrolled(id, name)) => {
                 tracing::info!(machine = %id, %name, %remote, "a machine has joined");
+                self.registry.note_joined(id, &name, remote).await;
             }
             Ok(Arrival::NotEnrolled) => tracing::warn!(%remote, "a machine was not enrolled"),
             Err(error) => tracing::debug!(%remote, %error, "a handshake has failed"),

@@ -78,12 +78,11 @@ impl Control {
             }
             Request::Verify { machine, disk } => {
                 let machine = self.machine(machine.as_ref())?;
+                let named = disk.as_ref().map(|disk| format!("/{disk}")).unwrap_or_default();
+                let object = format!("{}{named}", machine.name);
+                write(&self.audit, Some(peer.uid), "verify", &object, ("begun", None));
                 let response = verify::run(&self.registry, &machine, disk.as_ref(), responder);
-                let response = response.unwrap_or_else(|failed| failed);
-                let disk = disk.map(|disk| format!("/{disk}")).unwrap_or_default();
-                let object = format!("{}{disk}", machine.name);
-                audit(&self.audit, Some(peer.uid), "verify", &object, &response);
-                Ok(response)
+                Ok(self.audited(peer, "verify", object, response))
             }
             Request::Pause { machine } => {
                 let machine = self.machine(machine.as_ref())?;
@@ -131,7 +130,9 @@ impl Control {
     fn status(&self) -> RoleStatus {
         let machines = self.registry.all();
         let machines = machines.iter().map(|machine| status::of(machine, &self.data)).collect();
-        RoleStatus { role: Role::Target, machines }
+        let waiting = self.registry.store().waiting();
+        let placements = waiting.iter().map(status::placement).collect();
+        RoleStatus { role: Role::Target, machines, placements }
     }
 
     fn machine(&self, asked: Option<&Name>) -> Answer<Arc<Protected>> {
@@ -298,6 +299,16 @@ pub(super) fn audit(
         Response::Told { message } => ("done", Some(message.clone())),
         _ => ("done", None),
     };
+    write(log, actor, action, object, (outcome, reason));
+}
+
+fn write(
+    log: &AuditLog,
+    actor: Option<u32>,
+    action: &str,
+    object: &str,
+    (outcome, reason): (&str, Option<String>),
+) {
     let entry = AuditEntry {
         time: UtcTime::now(),
         actor,

@@ -6,7 +6,7 @@ use super::control::audit;
 use super::error::TargetError;
 use super::machine::MachineEvent;
 use super::protected::Protected;
-use crate::store::{Admitted, DiskSpec, HelloAnswer, StoreError};
+use crate::store::{Admitted, DiskSpec, HelloAnswer, Placement, StoreError};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use crossbeam::sync::Unparker;
 use redoubt_control::Response;
@@ -59,7 +59,8 @@ pub(super) fn start(
 ) -> Result<JournalThread, TargetError> {
     let (jobs, todo) = unbounded();
     let ended = machine.store.let_go();
-    let mut journal = Journal { machine, apply, waiting: Vec::new(), full: false, ended };
+    let (waiting, full, not_placed) = Default::default();
+    let mut journal = Journal { machine, apply, waiting, full, ended, not_placed };
     let thread = std::thread::Builder::new()
         .name("journal".to_owned())
         .spawn(move || journal.run(&todo))
@@ -75,6 +76,8 @@ struct Journal {
     full: bool,
     /// Disks that the agent has let go, as far as that was written down.
     ended: DiskSet,
+    /// Why the last admission failed, where a device that waits for a disk was the cause.
+    not_placed: Option<String>,
 }
 
 impl Journal {
@@ -195,14 +198,49 @@ impl Journal {
         self.waiting.clear();
         self.set_full(None);
         let store = &self.machine.store;
+        let waited = store.waiting();
         let answer = store.hello(fence.admitted, fence.new_generation, &fence.disks);
+        self.note_placed(&waited, answer.as_ref().err());
         // The session that asked may have ended.
         let _ = reply.send(answer);
+    }
+
+    /// Writes down which devices that waited hold a replica now; or, once, why one does not.
+    fn note_placed(&mut self, waited: &[Placement], error: Option<&StoreError>) {
+        let waits = self.machine.store.waiting();
+        let note = |placement: &Placement, response| {
+            let Placement { machine, disk, device } = placement;
+            let object = format!("{machine}/{disk} on {}", device.display());
+            audit(&self.machine.audit, None, "place", &object, &response);
+        };
+        for placed in waited.iter().filter(|placed| !waits.contains(placed)) {
+            let message = "its agent has announced the disk".to_owned();
+            note(placed, Response::Told { message });
+        }
+        let refused = error.and_then(|error| {
+            let placement = waits.iter().find(|waiting| concerns(error, waiting))?;
+            Some((placement, error.to_string()))
+        });
+        if let Some((placement, why)) = &refused
+            && self.not_placed.as_ref() != Some(why)
+        {
+            note(placement, Response::failed(why));
+        }
+        self.not_placed = refused.map(|(_, why)| why);
     }
 
     fn tell(&self, event: MachineEvent) {
         // The task ends only with the process.
         let _ = self.machine.events.blocking_send(event);
+    }
+}
+
+/// Whether an error is that of a device that waits.
+fn concerns(error: &StoreError, waiting: &Placement) -> bool {
+    match error {
+        StoreError::WrongDevice { path, .. } => *path == waiting.device,
+        StoreError::Storage(error) => error.path == waiting.device,
+        _ => false,
     }
 }
 

@@ -225,6 +225,7 @@ impl MachineTask {
         tracing::info!(machine = %self.machine.name, online, "session");
         let mut live = self.machine.live();
         live.connected = online.then(Instant::now);
+        live.sessions += u64::from(online);
         live.told_pause = None;
         if !online {
             let gone = || Err("the agent's connection has ended".to_owned());

@@ -89,6 +89,7 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
             audit,
             data: options.data.clone(),
         };
+        let _chronicler = registry.follow()?;
         let _server = Server::start(&options.runtime, Role::Target, Arc::new(control))?;
         listening(address);
         notify_ready();

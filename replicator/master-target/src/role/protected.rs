@@ -1,19 +1,22 @@
 //! The machines that are protected here: each has a store, two threads, a session task, and what it
 //! last said.
 
-use super::apply;
+use super::control::audit;
 use super::error::TargetError;
 use super::journal::{self, Job};
 use super::machine::MachineEvent;
-use super::{checks, verify};
+use super::{apply, checks, status, verify};
 use crate::store::{Store, StoreMachine};
 use crossbeam::channel::Sender;
 use crossbeam::sync::Unparker;
+use redoubt_control::Response;
 use redoubt_control::audit::AuditLog;
+use redoubt_control::chronicle::Chronicler;
 use redoubt_log::{MachineId, Name, WallTime};
 use redoubt_protocol::PauseWord;
 use redoubt_protocol::message::{MarkedPoint, Report, RequestId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -38,6 +41,8 @@ pub(super) type MarkReply = std::sync::mpsc::Sender<Result<MarkedPoint, String>>
 pub(super) struct Live {
     /// Since when it has a session.
     pub connected: Option<Instant>,
+    /// How many sessions it has had since the target started.
+    pub sessions: u64,
     pub said: Option<Said>,
     pub full: Option<String>,
     pub apply_error: Option<String>,
@@ -208,6 +213,26 @@ impl Registry {
     /// The store of all of them.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Writes down what changes in what the status shows, until the result is dropped.
+    pub fn follow(&self) -> Result<Chronicler, TargetError> {
+        let registry = self.clone();
+        let see = move || {
+            let now = Instant::now();
+            registry.all().iter().map(|machine| status::seen(machine, now)).collect()
+        };
+        Chronicler::start(self.audit.clone(), see)
+            .map_err(|source| TargetError::start("the audit log's thread", source))
+    }
+
+    /// Writes down that a machine has joined.
+    pub async fn note_joined(&self, id: MachineId, name: &Name, remote: SocketAddr) {
+        let (log, object) = (self.audit.clone(), name.to_string());
+        let told = Response::Told { message: format!("machine {id}, from {remote}") };
+        let note = move || audit(&log, None, "join", &object, &told);
+        // It has panicked only where the process ends.
+        let _ = tokio::task::spawn_blocking(note).await;
     }
 
     /// Lets a machine go for good: its threads and its task end.

@@ -3,11 +3,12 @@
 
 use super::protected::{Live, Protected};
 use crate::store::{
-    DiskStatus as StoredDisk, JournalState, MachineStatus as Stored, Point, Protection,
+    DiskStatus as StoredDisk, JournalState, MachineStatus as Stored, Placement, Point, Protection,
 };
+use redoubt_control::chronicle::{DiskSight, MachineSight};
 use redoubt_control::status::{
-    DiskState, DiskStatus, MachineStatus, PointKind, PointStatus, PositionStatus, TrackerMode,
-    TrackerStatus, TrackerVerdict,
+    DiskState, DiskStatus, MachineStatus, PlacementStatus, PointKind, PointStatus, PositionStatus,
+    TrackerMode, TrackerStatus, TrackerVerdict,
 };
 use redoubt_control::units::UtcTime;
 use redoubt_log::Name;
@@ -36,9 +37,18 @@ pub(super) fn of(machine: &Protected, data: &Path) -> MachineStatus {
     }
 }
 
+/// A device that waits for its disk.
+pub(super) fn placement(waiting: &Placement) -> PlacementStatus {
+    PlacementStatus {
+        machine: name_of(&waiting.machine),
+        disk: name_of(&waiting.disk),
+        device: waiting.device.clone(),
+    }
+}
+
 /// A name of the store's, as the socket shows it.
 pub(super) fn name_of(stored: &str) -> Name {
-    stored.parse().expect("the store's names come from hellos, where they were checked")
+    stored.parse().expect("names come from hellos and orders, where they were checked")
 }
 
 /// It grows from the agent's last word on, whoever else may have spoken since.
@@ -57,17 +67,9 @@ fn shown(
     now: Instant,
 ) -> DiskStatus {
     let report = live.said.as_ref().map(|said| &said.report);
-    let said = report.and_then(|report| report.disks.iter().find(|said| said.index == disk.index));
-    let (state, reason) = match &stored.journal {
-        _ if !disk.protection.is_active() => {
-            let by_agent = disk.protection == Protection::EndedByAgent;
-            let reason = if by_agent { "unprotected-by-agent" } else { "unprotected" };
-            (DiskState::Paused, Some(reason.to_owned()))
-        }
-        JournalState::Failed(why) => (DiskState::Paused, Some(format!("journal-failed: {why}"))),
-        JournalState::Ready | JournalState::Full => state_of(said, live, now),
-    };
-    let goes_on = state != DiskState::Paused;
+    let said = said_of(disk, live);
+    let (state, reason) = goes_on(disk, stored, live, now);
+    let moves = state != DiskState::Paused;
     let good = |point: &&Point| point.disks.contains(disk.index);
     let last = points.iter().rev().find(good);
     let applied = last.filter(|_| !disk.ahead_of_point);
@@ -75,8 +77,8 @@ fn shown(
         name: name_of(&disk.name),
         state,
         reason,
-        bytes_remaining: remaining(said, disk, goes_on),
-        eta_seconds: said.filter(|_| goes_on).and_then(|said| said.eta_seconds),
+        bytes_remaining: remaining(said, disk, moves),
+        eta_seconds: said.filter(|_| moves).and_then(|said| said.eta_seconds),
         churn_bytes_per_second: said.map_or(0, |said| said.churn_bytes_per_second),
         sent_bytes_per_second: said.map_or(0, |said| said.sent_bytes_per_second),
         tracker: said.map(tracker_of),
@@ -93,11 +95,60 @@ fn shown(
     }
 }
 
+/// The machine as the audit log follows it.
+pub(super) fn seen(machine: &Protected, now: Instant) -> MachineSight {
+    let stored = machine.store.status();
+    let live = machine.live();
+    let see = |disk: &StoredDisk| {
+        let (state, reason) = goes_on(disk, &stored, &live, now);
+        let tracker = said_of(disk, &live).map(tracker_of);
+        DiskSight {
+            name: name_of(&disk.name),
+            state,
+            reason,
+            mode: tracker.map(|tracker| tracker.mode),
+            losses: tracker.map_or(0, |tracker| tracker.losses),
+            misses: tracker.map_or(0, |tracker| tracker.misses),
+            // The agent's audit log has them.
+            gaps: (0, String::new()),
+        }
+    };
+    MachineSight {
+        name: machine.name.clone(),
+        sessions: live.sessions,
+        connected: live.connected.is_some(),
+        disks: stored.disks.iter().map(see).collect(),
+    }
+}
+
+fn said_of<'a>(disk: &StoredDisk, live: &'a Live) -> Option<&'a DiskReport> {
+    let said = live.said.as_ref()?;
+    said.report.disks.iter().find(|said| said.index == disk.index)
+}
+
+/// The state of a disk, and why it is not simply streaming.
+fn goes_on(
+    disk: &StoredDisk,
+    stored: &Stored,
+    live: &Live,
+    now: Instant,
+) -> (DiskState, Option<String>) {
+    match &stored.journal {
+        _ if !disk.protection.is_active() => {
+            let by_agent = disk.protection == Protection::EndedByAgent;
+            let reason = if by_agent { "unprotected-by-agent" } else { "unprotected" };
+            (DiskState::Paused, Some(reason.to_owned()))
+        }
+        JournalState::Failed(why) => (DiskState::Paused, Some(format!("journal-failed: {why}"))),
+        JournalState::Ready | JournalState::Full => state_of(said_of(disk, live), live, now),
+    }
+}
+
 /// What the agent says while the disk goes on, and else what it said last; but nothing is left only
 /// of a disk that is whole.
-fn remaining(said: Option<&DiskReport>, disk: &StoredDisk, goes_on: bool) -> u64 {
+fn remaining(said: Option<&DiskReport>, disk: &StoredDisk, moves: bool) -> u64 {
     let last = said.map(|said| said.bytes_remaining);
-    match last.filter(|last| goes_on || *last > 0) {
+    match last.filter(|last| moves || *last > 0) {
         Some(last) => last,
         None if disk.consistent => 0,
         None => disk.size,

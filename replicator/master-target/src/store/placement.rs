@@ -193,6 +193,14 @@ impl StoreMachine {
         shared.remove_stray_replicas()
     }
 
+    /// Block devices that wait for disks of this machine.
+    pub fn waiting(&self) -> Vec<Placement> {
+        let machine = lock(&self.shared.manifest).name.clone();
+        let mut waiting = self.shared.placements.all();
+        waiting.retain(|known| known.machine == machine);
+        waiting
+    }
+
     /// Whether a disk lies on the device that was chosen for it.
     pub(super) fn has_made(&self, choice: &Placement) -> bool {
         let manifest = lock(&self.shared.manifest);

@@ -150,6 +150,11 @@ impl Store {
         })
     }
 
+    /// Block devices that are chosen for disks which no agent has announced yet.
+    pub fn waiting(&self) -> Vec<Placement> {
+        self.placements.all()
+    }
+
     /// Every block device that holds a replica disk or is chosen for one, with machine and disk.
     pub fn devices(&self) -> Vec<Placement> {
         let mut devices = self.placements.all();
