@@ -9,6 +9,7 @@ pub mod load;
 pub mod memory;
 pub mod noise;
 pub mod oracle;
+pub mod orders;
 pub mod report;
 pub mod site;
 pub mod verified;

@@ -106,7 +106,8 @@ impl Site {
             has_ended_well: false,
         };
         for directory in ["data", "state", "run-agent", "run-target"] {
-            fs::create_dir(site.root.join(directory))?;
+            // One may be a file system of the caller's.
+            fs::create_dir_all(site.root.join(directory))?;
         }
         site.start_role(Role::Target)?;
         fs::write(site.root.join("token"), site.invite(&[])?)?;

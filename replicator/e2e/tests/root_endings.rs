@@ -1,0 +1,197 @@
+//! Protection that ends at an awkward moment: in the middle of a verify, with the device gone, with
+//! nothing left; and devices that two would have.
+
+use anyhow::{Context, Result, ensure};
+use redoubt_e2e::command::{output, run, text, wait_until};
+use redoubt_e2e::disk::{LoopDisk, keep_mounts_private, scratch};
+use redoubt_e2e::orders::{
+    BOTH, MIB, WITHIN, audited, end, equal, fill, half_full, host, invite, not_placed, ordered,
+    place, said, streaming, wait_for,
+};
+use redoubt_e2e::site::{Plan, Role, Site};
+use std::path::Path;
+use std::process::Stdio;
+
+fn plan<'a>(disks: &[(&'a str, &'a Path)]) -> Plan<'a> {
+    Plan { disks: disks.to_vec(), point_interval: "1s" }
+}
+
+/// The verify ends without a result and says why, whoever asked for it; the disk that stays is
+/// whole, and can be verified again.
+#[test]
+fn a_disk_is_let_go_while_it_is_verified() -> Result<()> {
+    keep_mounts_private()?;
+    let scratch = scratch()?;
+    let first = half_full(&scratch.path().join("first.img"), 64 * MIB)?;
+    let second = half_full(&scratch.path().join("second.img"), 64 * MIB)?;
+    let both = [("first", first.device.as_path()), ("second", second.device.as_path())];
+    let mut site = Site::start(scratch.path(), &plan(&both))?;
+    for (round, side) in BOTH.into_iter().enumerate() {
+        streaming(&site, "first")?;
+        streaming(&site, "second")?;
+        // An agent that has just begun verifies only once all that was in flight has ended: so the
+        // verify is under way when the order comes.
+        site.stop_role(Role::Agent)?;
+        site.start_role(Role::Agent)?;
+        streaming(&site, "second")?;
+        let mut verify = site.command(side);
+        let verify = verify.arg("verify").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        wait_until("the verify", WITHIN, || {
+            let entries = audited(scratch.path(), Role::Agent, "verify")?;
+            let begun = entries.iter().filter(|entry| entry["outcome"] == "begun").count();
+            Ok((begun > round * 2).then_some(()))
+        })?;
+        ordered(&site, side, &["unprotect", "--disk", "second"])?;
+        let verify = verify.wait_with_output()?;
+        ensure!(verify.status.code() == Some(1), "{verify:?}");
+        said(&text(&verify.stderr), "the protection of a disk ends")?;
+        let reason = if side == Role::Agent { "unprotected-by-agent" } else { "unprotected" };
+        wait_for(&site, Role::Target, "second", "paused", reason)?;
+        streaming(&site, "first")?;
+        fill(&first, 0, MIB, 3)?;
+        ensure!(site.verify(side)?.equal);
+        equal(&site, "first", &first, 64 * MIB)?;
+        let entries = audited(scratch.path(), Role::Agent, "verify")?;
+        let ended = |outcome: &str| entries.iter().filter(|it| it["outcome"] == outcome).count();
+        ensure!(ended("failed") > round && ended("ended") > round, "{entries:?}");
+        site.stop_role(Role::Agent)?;
+        site.start_role(Role::Agent)?;
+    }
+    end(site)
+}
+
+/// A disk whose device is gone is let go at either side; the other goes on, and points are complete
+/// again.
+#[test]
+fn a_disk_that_is_not_there_is_let_go() -> Result<()> {
+    keep_mounts_private()?;
+    for side in BOTH {
+        let scratch = scratch()?;
+        let first = half_full(&scratch.path().join("first.img"), 32 * MIB)?;
+        let second = half_full(&scratch.path().join("second.img"), 32 * MIB)?;
+        let both = [("first", first.device.as_path()), ("second", second.device.as_path())];
+        let mut site = Site::start(scratch.path(), &plan(&both))?;
+        streaming(&site, "first")?;
+        streaming(&site, "second")?;
+        let kept = site.mark("kept", true)?;
+        site.stop_role(Role::Agent)?;
+        let why = format!("device-missing: {}", second.device.display());
+        second.detach()?;
+        site.set_disks(&[("first", &first.device)]);
+        site.start_role(Role::Agent)?;
+        for role in BOTH {
+            wait_for(&site, role, "second", "paused", &why)?;
+        }
+        let told = ordered(&site, side, &["unprotect", "--disk", "second"])?;
+        said(&told, if side == Role::Agent { "the target knows" } else { "has let it go" })?;
+        let left: Vec<String> =
+            site.status_of(Role::Agent)?.into_iter().map(|disk| disk.name).collect();
+        ensure!(left == ["first"], "{left:?}");
+        let reason = if side == Role::Agent { "unprotected-by-agent" } else { "unprotected" };
+        wait_for(&site, Role::Target, "second", "paused", reason)?;
+        streaming(&site, "first")?;
+        let alone = site.mark("alone", true)?;
+        let points = site.points()?;
+        ensure!(points.iter().any(|point| point.id == alone && point.complete), "{points:?}");
+        let image = scratch.path().join("copy.img");
+        site.copy_out("second", &kept, &image)?;
+        let original = scratch.path().join("second.img");
+        run("cmp", &[image.as_os_str(), original.as_os_str()])?;
+        // It stays so.
+        site.stop_role(Role::Agent)?;
+        site.start_role(Role::Agent)?;
+        streaming(&site, "first")?;
+        wait_for(&site, Role::Target, "second", "paused", reason)?;
+        end(site)?;
+    }
+    Ok(())
+}
+
+/// With its last disk, named or not, the agent ends in order and leaves nothing in the kernel.
+#[test]
+fn the_last_disk_is_let_go() -> Result<()> {
+    keep_mounts_private()?;
+    for side in BOTH {
+        let scratch = scratch()?;
+        let disk = half_full(&scratch.path().join("disk.img"), 16 * MIB)?;
+        let mut site = Site::start(scratch.path(), &plan(&[("data", &disk.device)]))?;
+        streaming(&site, "data")?;
+        let pins = || -> Result<Vec<String>> {
+            let entries = std::fs::read_dir("/sys/fs/bpf")?.collect::<Result<Vec<_>, _>>()?;
+            let names = entries.iter().map(|entry| entry.file_name().to_string_lossy().into());
+            Ok(names.filter(|name: &String| name.starts_with("redoubt-")).collect())
+        };
+        let before = pins()?.len();
+        let told = ordered(&site, side, &["unprotect", "--disk", "data"])?;
+        said(&told, if side == Role::Agent { "and the agent ends" } else { "has let it go" })?;
+        site.wait_for_end(Role::Agent)?;
+        ensure!(pins()?.len() + 1 == before, "{:?}", pins()?);
+        let reason = if side == Role::Agent { "unprotected-by-agent" } else { "unprotected" };
+        wait_for(&site, Role::Target, "data", "paused", reason)?;
+        site.start_role(Role::Agent)?;
+        streaming(&site, "data")?;
+        equal(&site, "data", &disk, 16 * MIB)?;
+        wait_for(&site, Role::Target, "data.ended-0", "paused", reason)?;
+        end(site)?;
+    }
+    Ok(())
+}
+
+/// What an agent of this machine protects is no replica's place, and what a target has for a
+/// replica no agent protects; each is told who has it. A device that waits is shown.
+#[test]
+fn a_device_has_one_user() -> Result<()> {
+    keep_mounts_private()?;
+    let scratch = scratch()?;
+    let root = scratch.path();
+    let make = |name: &str| LoopDisk::create(&root.join(name), 40 * MIB);
+    let (disk, more) = (half_full(&root.join("disk.img"), 32 * MIB)?, make("more.img")?);
+    let replica = make("replica.img")?;
+    let mut site = Site::start(root, &plan(&[("data", &disk.device)]))?;
+    let machine = host()?;
+    streaming(&site, "data")?;
+    let told = not_placed(&site, &machine, "more", &disk.device)?;
+    said(&told, &format!("the agent with --state {}", root.join("state").display()))?;
+    ensure!(waiting(&site)?.is_empty());
+
+    invite(&site, root, "web-02")?;
+    place(&site, &machine, "more", &replica.device)?;
+    let expected = format!("{machine}/more on {}", replica.device.display());
+    ensure!(waiting(&site)? == [expected.as_str()], "{:?}", waiting(&site)?);
+    let shown = text(&output(site.command(Role::Target).arg("status"))?.stdout);
+    said(&shown, &format!("{} will be its replica", replica.device.display()))?;
+
+    // Once it holds the replica it waits no more, and no agent takes it.
+    site.stop_role(Role::Agent)?;
+    site.set_disks(&[("data", &disk.device), ("more", &more.device)]);
+    site.start_role(Role::Agent)?;
+    streaming(&site, "more")?;
+    ensure!(waiting(&site)?.is_empty());
+    let mut check = site.command(Role::Agent);
+    let state = root.join("other-state");
+    let named = format!("{}=replica", replica.device.display());
+    check.args(["agent", "--disk", &named, "--token-file"]).arg(root.join("token"));
+    check.arg("--state").arg(&state).env("REDOUBT_RUNTIME_DIR", root.join("other-run"));
+    let refused = output(&mut check)?;
+    ensure!(refused.status.code() == Some(1), "{refused:?}");
+    let who = format!("the target with --data {}", site.data().display());
+    said(&text(&refused.stderr), &who)?;
+    let entries = audited(root, Role::Target, "place")?;
+    let by_role = entries.iter().filter(|it| it["actor"].is_null() && it["outcome"] == "done");
+    ensure!(by_role.count() == 1, "{entries:?}");
+    streaming(&site, "more")?;
+    equal(&site, "more", &more, 40 * MIB)?;
+    end(site)
+}
+
+/// Devices that the target's status shows as waiting for their disks.
+fn waiting(site: &Site) -> Result<Vec<String>> {
+    let printed = text(&output(site.command(Role::Target).args(["status", "--json"]))?.stdout);
+    let status: serde_json::Value = serde_json::from_str(&printed)?;
+    let waiting = status["placements"].as_array().context("no placements")?;
+    let show = |it: &serde_json::Value| {
+        let of = |name: &str| it[name].as_str().unwrap_or_default().to_owned();
+        format!("{}/{} on {}", of("machine"), of("disk"), of("device"))
+    };
+    Ok(waiting.iter().map(show).collect())
+}
