@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const SOURCE: &str = "src/capture.bpf.c";
-const HEADERS: [&str; 2] = ["src/kernel.bpf.h", "src/record.h"];
+/// What user space shares.
+const RECORD: &str = "src/record.h";
+const HEADERS: [&str; 3] = ["src/kernel.bpf.h", "src/maps.bpf.h", RECORD];
 
 fn main() {
     println!("cargo:rerun-if-changed={SOURCE}");
@@ -26,8 +28,7 @@ fn main() {
 fn build() -> Result<(), String> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: build with cargo")?);
     let clang = find_clang()?;
-    let header =
-        fs::read_to_string(HEADERS[1]).map_err(|error| format!("{}: {error}", HEADERS[1]))?;
+    let header = fs::read_to_string(RECORD).map_err(|error| format!("{RECORD}: {error}"))?;
     fs::write(out.join("numbers.rs"), numbers(&header)?)
         .map_err(|error| format!("numbers.rs: {error}"))?;
     SkeletonBuilder::new()

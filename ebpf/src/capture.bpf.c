@@ -13,67 +13,13 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
+#include "maps.bpf.h"
 #include "record.h"
 
 /* The bpf_loop bound; a bio (at most 4 GiB) never needs as much. */
 #define LOOP_LIMIT (1U << 23)
 /* Bios of one request: each is at least one of its segments, which the kernel counts in 16 bits. */
 #define REQUEST_BIO_LIMIT 65536U
-
-struct marks {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-};
-
-/* The array that writes mark now, by slot. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, REDOUBT_SLOTS);
-	__type(key, __u32);
-	__array(values, struct marks);
-} active SEC(".maps");
-
-/*
- * Both arrays of a slot, in a fixed order: a write that was marked before a cut may complete
- * after it.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 2 * REDOUBT_SLOTS);
-	__type(key, __u32);
-	__array(values, struct marks);
-} arrays SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, REDOUBT_SLOTS);
-	__type(key, __u32);
-	__type(value, struct redoubt_slot);
-} slots SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct redoubt_settings);
-} settings SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, REDOUBT_DEVICES);
-	__type(key, __u32);
-	__type(value, struct redoubt_device);
-} devices SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 64 * 1024 * 1024);
-} ring SEC(".maps");
 
 /* One submission on its way into the ring, piece by piece. */
 struct copying {
@@ -504,11 +450,33 @@ int split(void *context)
 }
 
 /*
- * A bio that ends without a request: on bio-based disks all, elsewhere one that must not
- * wait (REQ_NOWAIT).
+ * The kernel skips a program that runs on the same processor already: an interrupt that completes
+ * a write on top of another's completion would go unseen. So each completion has two programs, one
+ * attached behind the other. The first says while it runs that it does; the second finds that only
+ * in an interrupt on top of the first, where the first was skipped, and does its work.
  */
-SEC("tp_btf/block_bio_complete")
-int bio_completed(void *context)
+static __always_inline volatile __u32 *first_of(__u32 completion)
+{
+	return bpf_map_lookup_elem(&running, &completion);
+}
+
+/* Counted: what the first was skipped for, and the second did not take over, is missed. */
+static __always_inline bool takes_over(__u32 completion)
+{
+	volatile __u32 *first = first_of(completion);
+	struct redoubt_settings *now;
+	__u32 zero = 0;
+
+	if (!first || !*first)
+		return 0;
+	now = bpf_map_lookup_elem(&settings, &zero);
+	if (!now)
+		return 0;
+	__sync_fetch_and_add(&now->taken_over[completion], 1);
+	return 1;
+}
+
+static __always_inline int bio_ends(const void *context)
 {
 	struct redoubt_record seen = { .kind = REDOUBT_KIND_COMPLETED };
 	struct redoubt_device *device;
@@ -551,12 +519,7 @@ static int complete_bio(__u32 number, void *context)
 	return 0;
 }
 
-/*
- * A request ends as a whole or in part: the bios in its front do, in their order, `bytes` of
- * them.
- */
-SEC("tp_btf/block_rq_complete")
-int request_completed(void *context)
+static __always_inline int request_ends(const void *context)
 {
 	struct request *request = (void *)argument(context, 0);
 	struct walk walk = {
@@ -571,6 +534,41 @@ int request_completed(void *context)
 	bpf_loop(REQUEST_BIO_LIMIT, complete_bio, &walk, 0);
 	return 0;
 }
+
+#define DEFINE_COMPLETION(name, tracepoint, completion, ends)                                      \
+	SEC(tracepoint)                                                                            \
+	int name(void *context)                                                                    \
+	{                                                                                          \
+		volatile __u32 *first = first_of(completion);                                      \
+                                                                                                   \
+		if (!first)                                                                        \
+			return 0;                                                                  \
+		*first = 1;                                                                        \
+		ends(context);                                                                     \
+		*first = 0;                                                                        \
+		return 0;                                                                          \
+	}                                                                                          \
+                                                                                                   \
+	SEC(tracepoint)                                                                            \
+	int name##_nested(void *context)                                                           \
+	{                                                                                          \
+		if (takes_over(completion))                                                        \
+			ends(context);                                                             \
+		return 0;                                                                          \
+	}
+
+/*
+ * A bio that ends without a request: on bio-based disks all, elsewhere one that must not
+ * wait (REQ_NOWAIT).
+ */
+DEFINE_COMPLETION(bio_completed, "tp_btf/block_bio_complete", REDOUBT_COMPLETION_BIO, bio_ends)
+
+/*
+ * A request ends as a whole or in part: the bios in its front do, in their order, `bytes` of
+ * them.
+ */
+DEFINE_COMPLETION(request_completed, "tp_btf/block_rq_complete", REDOUBT_COMPLETION_REQUEST,
+		  request_ends)
 
 /* Run by user space, once, before anything is attached. */
 SEC("syscall")

@@ -113,6 +113,8 @@ pub struct Settings {
     pub wake_shift: u32,
     /// One of `numbers::PROVEN_*`, or zero.
     pub proven: u32,
+    /// Completions on top of another that were seen nevertheless, by `numbers::COMPLETION_*`.
+    pub taken_over: [u64; numbers::COMPLETIONS as usize],
 }
 
 /// Argument of the program that reads kernel variables: their addresses, then their values.

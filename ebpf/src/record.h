@@ -6,7 +6,7 @@
 #ifndef REDOUBT_RECORD_H
 #define REDOUBT_RECORD_H
 
-#define REDOUBT_ABI 2
+#define REDOUBT_ABI 3
 /* Protected disks of a machine: the log's frames carry one bit each. */
 #define REDOUBT_SLOTS 64
 /* Slots on one whole disk (itself, its partitions): bounds the loop that every bio pays for. */
@@ -49,10 +49,15 @@
 /* The completion's status was not success. */
 #define REDOUBT_FLAG_FAILED 4
 
+/* The two completions that an interrupt may bring on top of each other. */
+#define REDOUBT_COMPLETION_REQUEST 0
+#define REDOUBT_COMPLETION_BIO 1
+#define REDOUBT_COMPLETIONS 2
+
 #define REDOUBT_RECORD_BYTES 48
 #define REDOUBT_SLOT_BYTES 128
 #define REDOUBT_DEVICE_BYTES 36
-#define REDOUBT_SETTINGS_BYTES 40
+#define REDOUBT_SETTINGS_BYTES 56
 #define REDOUBT_BASES_BYTES 16
 
 /*
@@ -124,6 +129,8 @@ struct redoubt_settings {
 	__u32 wake_shift;
 	/* One of REDOUBT_PROVEN_, or zero. */
 	__u32 proven;
+	/* Completions on top of another, by REDOUBT_COMPLETION_, that were seen nevertheless. */
+	__u64 taken_over[REDOUBT_COMPLETIONS];
 };
 
 /* In: the addresses of the kernel's two variables; out: their values. */

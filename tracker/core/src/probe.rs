@@ -189,6 +189,10 @@ pub enum ProbeError {
     Blind,
 }
 
+/// A skipped run and its being taken over are counted one after the other.
+const READINGS: usize = 4;
+const READ_AGAIN_AFTER: Duration = Duration::from_millis(1);
+
 /// The way in.
 pub struct Probe;
 
@@ -288,9 +292,34 @@ impl Attached {
         self.ring.wait(timeout).map_err(|source| ProbeError::Memory { what: "the ring", source })
     }
 
-    /// What the kernel counted for each program; its skipped runs are missed writes.
+    /// What the kernel counted for each program. The skipped runs are missed writes: of those of a
+    /// completion's first program only what its second one did not take over.
     pub fn program_counters(&self) -> Result<Vec<ProgramCounters>, ProbeError> {
-        self.programs.iter().map(Running::counters).collect()
+        self.programs.iter().map(|program| self.counters_of(program)).collect()
+    }
+
+    fn counters_of(&self, program: &Running) -> Result<ProgramCounters, ProbeError> {
+        let mut counters = program.counters()?;
+        let Some(completion) = pins::completion_of(counters.program) else {
+            // Where a second program is skipped its first one ran, or counts it.
+            if pins::is_second(counters.program) {
+                counters.recursion_misses = 0;
+            }
+            return Ok(counters);
+        };
+        let at = offset_of!(Settings, taken_over) + completion * size_of::<u64>();
+        let taken_over = self.settings.word(at);
+        for _ in 0..READINGS {
+            let before = taken_over.load(Ordering::Acquire);
+            counters = program.counters()?;
+            let still = taken_over.load(Ordering::Acquire) == before;
+            counters.recursion_misses = counters.recursion_misses.saturating_sub(before);
+            if still && counters.recursion_misses == 0 {
+                break;
+            }
+            std::thread::sleep(READ_AGAIN_AFTER);
+        }
+        Ok(counters)
     }
 
     /// Takes the pins away: the kernel lets everything go with this process.

@@ -118,7 +118,9 @@ impl Loaded<'_> {
         for &name in names {
             let program = match name {
                 "request_completed" => &programs.request_completed,
+                "request_completed_nested" => &programs.request_completed_nested,
                 "bio_completed" => &programs.bio_completed,
+                "bio_completed_nested" => &programs.bio_completed_nested,
                 "split" => &programs.split,
                 _ => &programs.submitted,
             };

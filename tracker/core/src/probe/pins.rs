@@ -4,16 +4,38 @@
 
 use super::ProbeError;
 use nix::mount::{MsFlags, mount};
+use redoubt_ebpf::numbers;
 use redoubt_log::DiskIndex;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const BPF_FS: &str = "/sys/fs/bpf";
 
-/// The programs that are attached, by the side of a write they watch.
-pub(crate) const COMPLETION_PROGRAMS: [&str; 3] = ["request_completed", "bio_completed", "split"];
+/// The programs that are attached, by the side of a write they watch. A completion's second program
+/// does the work where the kernel skipped its first one.
+pub(crate) const COMPLETION_PROGRAMS: [&str; 5] = [
+    "request_completed",
+    "request_completed_nested",
+    "bio_completed",
+    "bio_completed_nested",
+    "split",
+];
 /// The program that sees a write first; attached last.
 pub(crate) const SUBMISSION_PROGRAMS: [&str; 1] = ["submitted"];
+
+/// The completion whose first program this is, one of `numbers::COMPLETION_*`.
+pub(crate) fn completion_of(program: &str) -> Option<usize> {
+    match program {
+        "request_completed" => Some(numbers::COMPLETION_REQUEST as usize),
+        "bio_completed" => Some(numbers::COMPLETION_BIO as usize),
+        _ => None,
+    }
+}
+
+/// Whether it is a completion's second program.
+pub(crate) fn is_second(program: &str) -> bool {
+    program.ends_with("_nested")
+}
 
 /// Mounts bpffs where it is missing.
 pub(crate) fn mount_bpf_fs() -> Result<(), ProbeError> {

@@ -34,7 +34,7 @@ fn the_canary_proves_data_capture_here() {
     assert!(!attached.adopted());
     assert!(attached.disks().is_empty());
     let counters = attached.program_counters().expect("counters");
-    assert_eq!(counters.len(), 4);
+    assert_eq!(counters.len(), 6);
     assert!(counters.iter().all(|program| program.recursion_misses == 0), "{counters:?}");
 }
 
