@@ -74,14 +74,21 @@ pub fn verified(printed: &str) -> Result<Verified> {
     })
 }
 
-/// The disks of the only machine in a status.
-pub fn disks(status: &str) -> Result<Vec<DiskStatus>> {
+/// The only machine in a status; null where none is known yet.
+pub fn machine(status: &str) -> Result<Value> {
     let status: Value = serde_json::from_str(status).context("status is no JSON")?;
     // Where several roles stand behind one socket directory there is a list of them.
     let role = status.get(0).unwrap_or(&status);
-    let Some(machine) = role["machines"].as_array().context("no machines")?.first() else {
+    let machines = role["machines"].as_array().context("no machines")?;
+    Ok(machines.first().cloned().unwrap_or_default())
+}
+
+/// The disks of the only machine in a status.
+pub fn disks(status: &str) -> Result<Vec<DiskStatus>> {
+    let machine = machine(status)?;
+    if machine.is_null() {
         return Ok(Vec::new());
-    };
+    }
     machine["disks"].as_array().context("no disks")?.iter().map(disk).collect()
 }
 

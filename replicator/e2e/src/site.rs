@@ -52,8 +52,8 @@ pub struct Site {
     disks: Vec<(String, PathBuf)>,
     point_interval: String,
     launcher: Vec<OsString>,
-    // Known once the target has listened; it comes back to the same one.
-    address: Option<String>,
+    // Of the target; once it has listened, the one to which it comes back.
+    address: String,
     agent: Option<Child>,
     target: Option<Child>,
     has_ended_well: bool,
@@ -93,6 +93,17 @@ impl Site {
     /// Starts the target and invites the machine, whose agent is the caller's to start. The roles
     /// run below `launcher`: words before a command that end in becoming it.
     pub fn prepare(root: &Path, plan: &Plan<'_>, launcher: &[OsString]) -> Result<Self> {
+        Self::prepare_at(root, plan, launcher, "127.0.0.1:0")
+    }
+
+    /// The same with the address that the target listens on. Where `data` stands below the
+    /// directory already, it is the target's.
+    pub fn prepare_at(
+        root: &Path,
+        plan: &Plan<'_>,
+        launcher: &[OsString],
+        address: &str,
+    ) -> Result<Self> {
         let disks = plan.disks.iter();
         let mut site = Self {
             binary: binary()?,
@@ -100,7 +111,7 @@ impl Site {
             disks: disks.map(|(name, device)| ((*name).to_owned(), device.to_path_buf())).collect(),
             point_interval: plan.point_interval.to_owned(),
             launcher: launcher.to_vec(),
-            address: None,
+            address: address.to_owned(),
             agent: None,
             target: None,
             has_ended_well: false,
@@ -154,7 +165,7 @@ impl Site {
     }
 
     fn start_target(&mut self) -> Result<()> {
-        let address = self.address.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned());
+        let address = self.address.clone();
         let data = self.data();
         let mut command = self.role_command(Role::Target)?;
         command.arg("master-target").arg("--data").arg(data).args(["--listen", &address]);
@@ -169,7 +180,7 @@ impl Site {
             let line = lines.iter().find_map(|line| line.strip_prefix("listening on "));
             Ok(line.filter(|line| line.ends_with('\n')).map(|line| line.trim_end().to_owned()))
         })?;
-        self.address = Some(listening);
+        self.address = listening;
         Ok(())
     }
 
@@ -236,6 +247,11 @@ impl Site {
     /// The disks, as the target reports them.
     pub fn status(&self) -> Result<Vec<DiskStatus>> {
         self.status_of(Role::Target)
+    }
+
+    /// The machine, as one of the roles reports it: the JSON interface itself.
+    pub fn machine_of(&self, role: Role) -> Result<serde_json::Value> {
+        report::machine(&finish(self.command(role).args(["status", "--json"]))?)
     }
 
     /// The disks, as one of the roles reports them.
