@@ -68,6 +68,13 @@ impl RandomWrites {
         Ok(self.fio.try_wait()?.is_none())
     }
 
+    /// Ends it now.
+    pub fn end(&mut self) -> Result<()> {
+        self.fio.kill()?;
+        self.fio.wait()?;
+        Ok(())
+    }
+
     /// Waits for its end, which must be a good one.
     pub fn finish(mut self) -> Result<()> {
         let status = self.fio.wait()?;
