@@ -15,7 +15,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const DISK_BYTES: u64 = 512 << 20;
 /// Rows before the agent comes: initial sync then finds a disk in use.
@@ -58,6 +58,19 @@ struct Load {
 
 /// Runs the oracle; an error says which point was bad and how.
 pub fn run(run: &Run<'_>) -> Result<()> {
+    run_through(run, |site, random| kill_roles(site, run.kills, random))
+}
+
+/// The same with kills at random instants for so long, of either role or of both at once, instead
+/// of a number of them.
+pub fn run_killing_for(run: &Run<'_>, long: Duration) -> Result<()> {
+    run_through(run, |site, random| kill_for(site, long, random))
+}
+
+fn run_through(
+    run: &Run<'_>,
+    hardship: impl FnOnce(&mut Site, &mut StdRng) -> Result<()>,
+) -> Result<()> {
     let seed: u64 = rand::random();
     eprintln!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
@@ -70,7 +83,7 @@ pub fn run(run: &Run<'_>) -> Result<()> {
     let plan = Plan { disks, point_interval: run.point_interval };
     let mut site = Site::start(scratch.path(), &plan)?;
 
-    kill_roles(&mut site, run.kills, &mut random)?;
+    hardship(&mut site, &mut random)?;
     let marked = collect_points(&mut site, &load.writer, run.points)?;
 
     let Load { writer, noise, mounted, disks: _held } = load;
@@ -129,6 +142,32 @@ fn kill_roles(site: &mut Site, kills: usize, random: &mut StdRng) -> Result<()> 
             wait_for_points(site, points + 1).with_context(|| format!("after kill {index}"))?;
         }
     }
+    Ok(())
+}
+
+/// Kills one role, or both in any order, again and again.
+fn kill_for(site: &mut Site, long: Duration, random: &mut StdRng) -> Result<()> {
+    let (began, mut kills) = (Instant::now(), 0);
+    while began.elapsed() < long {
+        std::thread::sleep(random.random_range(Duration::ZERO..KILLED_AFTER_MAX));
+        let mut victims = vec![Role::Agent, Role::Target];
+        victims.shuffle(random);
+        victims.truncate(random.random_range(1..=victims.len()));
+        for victim in &victims {
+            site.kill_role(*victim).with_context(|| format!("kill {kills}"))?;
+            kills += 1;
+        }
+        std::thread::sleep(random.random_range(Duration::ZERO..DOWN_MAX));
+        victims.shuffle(random);
+        for victim in victims {
+            site.start_role(victim).with_context(|| format!("restart after kill {kills}"))?;
+        }
+        if random.random_range(0..KILLS_PER_POINT) == 0 {
+            let points = good_points(site)?.len();
+            wait_for_points(site, points + 1).with_context(|| format!("after kill {kills}"))?;
+        }
+    }
+    eprintln!("{kills} kills");
     Ok(())
 }
 
