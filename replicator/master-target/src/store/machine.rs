@@ -257,7 +257,8 @@ impl StoreMachine {
         self.raise_floor(full, now)?;
         let keep = u64::try_from(keep.as_nanos()).unwrap_or(u64::MAX);
         let keep = if full { 0 } else { keep };
-        let is_due = |since: WallTime| since.0.saturating_add(keep) <= now.0;
+        // By a clock that went back it was applied just now.
+        let is_due = |since: WallTime| now.0.saturating_sub(since.0) >= keep;
         let mut removed = 0;
         loop {
             let due = {

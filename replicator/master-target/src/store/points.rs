@@ -16,13 +16,15 @@ pub(super) fn drop_expired(shared: &Shared, now: WallTime, keep: Duration) -> Re
     let mut manifest = lock(&shared.manifest);
     let Some(newest) = manifest.points.last() else { return Ok(0) };
     let keep = u64::try_from(keep.as_nanos()).unwrap_or(u64::MAX);
-    let oldest_kept = newest.taken_at.0.min(now.0).saturating_sub(keep);
+    let reference = newest.taken_at.0.min(now.0);
+    let oldest_kept = reference.saturating_sub(keep);
     let pinned = lock(&shared.pins).keys().next().copied();
     let last = manifest.points.len() - 1;
     let expired = manifest.points[..last]
         .iter()
-        .take_while(|point| point.taken_at.0 < oldest_kept)
-        .take_while(|point| pinned.is_none_or(|pinned| point.sequence < pinned))
+        .zip(times(&manifest.points, reference))
+        .take_while(|(_, taken_at)| *taken_at < oldest_kept)
+        .take_while(|(point, _)| pinned.is_none_or(|pinned| point.sequence < pinned))
         .count();
     let mut next = manifest.clone();
     for point in &mut next.points[..expired] {
@@ -42,6 +44,22 @@ pub(super) fn drop_expired(shared: &Shared, now: WallTime, keep: Duration) -> Re
     *manifest = next;
     shared.remove_retention(&unneeded)?;
     Ok(dropped)
+}
+
+/// When each point was taken, as far as that can be: one that was ahead of `reference` and is
+/// followed by one that was not is as old as that one. Else a clock that was wrong for a moment
+/// would keep everything behind it until it is right.
+fn times(points: &[Point], reference: u64) -> Vec<u64> {
+    let mut later = None;
+    let mut times: Vec<u64> = Vec::with_capacity(points.len());
+    for point in points.iter().rev() {
+        if point.taken_at.0 <= reference {
+            later = Some(point.taken_at.0);
+        }
+        times.push(later.unwrap_or(point.taken_at.0));
+    }
+    times.reverse();
+    times
 }
 
 /// The disks of an expired point for which it stays all the same.

@@ -2,6 +2,7 @@
 //! name.
 
 mod agent;
+mod clocks;
 mod cuts;
 mod directory;
 mod endings;
