@@ -2,6 +2,7 @@
 //! changes nothing that stays.
 
 use crate::error::AgentError;
+use crate::own_state;
 use redoubt_control::status::{CheckReport, DeviceReport, TrackerMode};
 use redoubt_control::{AgentOptions, DiskArgument};
 use redoubt_log::Name;
@@ -15,6 +16,11 @@ const TRIAL_RING_BYTES: u32 = 1 << 20;
 
 const BIO_BASED: &str = "the ends of writes to dm and md devices cannot be followed exactly yet";
 const BIO_BASED_REMEDY: &str = "protect the disks that it lies on";
+
+/// Why swap space is not protected.
+pub(crate) const SWAP: &str = "is swap space, of which no recovery point could make use";
+/// What to do about it.
+pub(crate) const SWAP_REMEDY: &str = "leave it out, or `swapoff` it where it shall hold data";
 
 /// Whether this machine, and the disks that were asked for, can be protected.
 pub fn check(options: &AgentOptions) -> Result<CheckReport, AgentError> {
@@ -31,7 +37,7 @@ pub fn check(options: &AgentOptions) -> Result<CheckReport, AgentError> {
     drop(trial);
     Probe::detach(&pins)?;
     let disk = |disk: &DiskArgument| {
-        let mut disk = report(&disk.device);
+        let mut disk = report(&disk.device, Some(&options.state));
         // No disk is tracked better than the machine can.
         disk.mode = disk.mode.map(|own| mode.unwrap_or(own));
         disk
@@ -59,30 +65,46 @@ pub fn devices() -> Result<Vec<DeviceReport>, AgentError> {
         .filter(|name| holds_anything(&directory.join(name)))
         .collect();
     names.sort();
-    Ok(names.iter().map(|name| report(&Path::new("/dev").join(name))).collect())
+    Ok(names.iter().map(|name| report(&Path::new("/dev").join(name), None)).collect())
 }
 
 fn holds_anything(sysfs: &Path) -> bool {
     fs::read_to_string(sysfs.join("size")).is_ok_and(|sectors| sectors.trim() != "0")
 }
 
-fn report(path: &Path) -> DeviceReport {
+/// `state` is the directory of the agent that would protect it, where there is one.
+fn report(path: &Path, state: Option<&Path>) -> DeviceReport {
     let name_of = |path: &Path| {
         let text = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Name::derive(&text).or_else(|_| Name::derive("disk")).expect("a plain word is a name")
     };
     match BlockDevice::resolve(path) {
-        Ok(device) => DeviceReport {
-            device: device.path.clone(),
-            name: name_of(device.stable_name.as_deref().unwrap_or(&device.path)),
-            size_bytes: device.length,
-            logical_block_bytes: device.logical_block_bytes,
-            used_by: device.uses.iter().map(use_of).collect(),
-            mode: device.request_based.then_some(TrackerMode::Data),
-            reason: (!device.request_based).then(|| BIO_BASED.to_owned()),
-            remedy: (!device.request_based).then(|| BIO_BASED_REMEDY.to_owned()),
-        },
+        Ok(device) => {
+            let hindrance = hindrance(&device);
+            DeviceReport {
+                device: device.path.clone(),
+                name: name_of(device.stable_name.as_deref().unwrap_or(&device.path)),
+                size_bytes: device.length,
+                logical_block_bytes: device.logical_block_bytes,
+                used_by: device.uses.iter().map(use_of).collect(),
+                holds_agent_state: state.is_some_and(|state| own_state::is_on(state, &device)),
+                mode: hindrance.is_none().then_some(TrackerMode::Data),
+                reason: hindrance.map(|(reason, _)| reason.to_owned()),
+                remedy: hindrance.map(|(_, remedy)| remedy.to_owned()),
+            }
+        }
         Err(error) => unfit(path, name_of(path), &error),
+    }
+}
+
+/// Why a device that can be tracked is not protected, and what to do about it.
+fn hindrance(device: &BlockDevice) -> Option<(&'static str, &'static str)> {
+    if !device.request_based {
+        Some((BIO_BASED, BIO_BASED_REMEDY))
+    } else if device.is_swap {
+        Some((SWAP, SWAP_REMEDY))
+    } else {
+        None
     }
 }
 
@@ -101,6 +123,7 @@ fn unfit(path: &Path, name: Name, error: &DeviceError) -> DeviceReport {
         size_bytes: 0,
         logical_block_bytes: 0,
         used_by: Vec::new(),
+        holds_agent_state: false,
         mode: None,
         reason: Some(error.to_string()),
         remedy: None,

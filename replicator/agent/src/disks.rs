@@ -4,6 +4,7 @@
 
 use crate::error::AgentError;
 use crate::frame_log::FrameLog;
+use crate::own_state;
 use crate::pace::{Pace, Rate};
 use crate::presence::{Absent, Present};
 use crate::snapshot::DiskSnapshot;
@@ -105,6 +106,20 @@ impl ProtectedDisks {
     /// Remembers the disks from now on: a start that fails before this leaves no trace of them.
     pub fn keep(&self) -> Result<(), AgentError> {
         self.state.save(&self.directory)
+    }
+
+    /// Says of which disk the agent's own state is a part.
+    pub fn warn_of_own_state(&self) {
+        for (known, disk) in self.state.disks.iter().zip(&self.disks) {
+            let present = disk.presence.as_ref().ok();
+            if present.is_some_and(|present| own_state::is_on(&self.directory, &present.device)) {
+                tracing::warn!(
+                    disk = %known.name,
+                    state = %self.directory.display(),
+                    "this disk holds the agent's own state: its few writes are shipped, too"
+                );
+            }
+        }
     }
 
     /// What the session has to know of earlier runs.

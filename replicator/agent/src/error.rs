@@ -122,6 +122,17 @@ pub enum AgentError {
         /// The device node.
         device: PathBuf,
     },
+    /// Swap space.
+    #[error(
+        "{device}: {what}: {remedy}",
+        device = device.display(),
+        what = crate::check::SWAP,
+        remedy = crate::check::SWAP_REMEDY
+    )]
+    Swap {
+        /// The device node.
+        device: PathBuf,
+    },
     /// Two disks of one name.
     #[error("two disks are called {name}: give one another name with --disk DEV=NAME")]
     NameTaken {

@@ -14,6 +14,7 @@ mod link;
 mod locks;
 mod marks;
 mod operator;
+mod own_state;
 mod owner;
 mod pace;
 mod pause;
@@ -85,6 +86,7 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
         return Ok(());
     };
     disks.keep()?;
+    disks.warn_of_own_state();
     let ring_bytes = u32::try_from(options.ring_bytes).unwrap_or(u32::MAX);
     let source = Probe::attach(&pin_directory(&options.state), ProbeOptions { ring_bytes })?;
     privileges::lock_memory();

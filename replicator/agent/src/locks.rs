@@ -137,6 +137,7 @@ mod tests {
             diskseq: 42,
             request_based: true,
             uses: Vec::new(),
+            is_swap: false,
         }
     }
 

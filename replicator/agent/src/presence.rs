@@ -37,6 +37,9 @@ impl Present {
         if !device.request_based {
             return Err(AgentError::BioBased { device: known.device.clone() });
         }
+        if device.is_swap {
+            return Err(AgentError::Swap { device: known.device.clone() });
+        }
         if let Some(other) = held.find(|other| overlap(&other.device, &device)) {
             let (device, other) = (known.device.clone(), other.device.path.clone());
             return Err(AgentError::DiskTwice { device, other });
@@ -73,7 +76,7 @@ impl Absent {
                 DeviceError::Attribute { .. } => "device-unreadable",
             },
             AgentError::OpenDisk { .. } => "device-unreadable",
-            AgentError::BioBased { .. } => "device-unfit",
+            AgentError::BioBased { .. } | AgentError::Swap { .. } => "device-unfit",
             AgentError::DiskLocked { .. }
             | AgentError::PartLocked { .. }
             | AgentError::DiskTwice { .. } => "device-in-use",

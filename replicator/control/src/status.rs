@@ -197,6 +197,10 @@ pub struct DeviceReport {
     pub logical_block_bytes: u32,
     /// What uses it: mount points, `swap`, holders.
     pub used_by: Vec<String>,
+    /// Whether the state of the agent that would protect it lies on it, so that the agent's own few
+    /// writes are shipped, too. Known to `--check` only.
+    #[serde(default)]
+    pub holds_agent_state: bool,
     /// The best way to track it; null where it cannot be protected.
     pub mode: Option<TrackerMode>,
     /// Why it cannot be protected, or not in the best mode.

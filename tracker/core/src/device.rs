@@ -11,7 +11,6 @@ use thiserror::Error;
 
 /// Sysfs counts sectors of this size, whatever the device's blocks are.
 const SYSFS_SECTOR_BYTES: u64 = 512;
-const SYS_BLOCK: &str = "/sys/class/block";
 const STABLE_NAMES: &str = "/dev/disk/by-id";
 
 /// The number of a block device.
@@ -93,6 +92,8 @@ pub struct BlockDevice {
     pub request_based: bool,
     /// Who uses it, or a partition of it.
     pub uses: Vec<DeviceUse>,
+    /// Whether it is swap space, all of it: not a disk with such a partition among others.
+    pub is_swap: bool,
 }
 
 /// Why a path is no block device that can be tracked.
@@ -126,14 +127,19 @@ pub enum DeviceError {
         path: PathBuf,
     },
     /// A zoned device.
-    #[error("{} is a zoned device, which the tracker does not follow", path.display())]
+    #[error(
+        "{} is a zoned device, which the tracker does not follow: move its data to a disk without \
+         zones to protect it",
+        path.display()
+    )]
     Zoned {
         /// The path.
         path: PathBuf,
     },
     /// Memory that is written without the block layer.
     #[error(
-        "{} can be written past the block layer (DAX), where the tracker sees nothing",
+        "{} can be written past the block layer (DAX), where the tracker sees nothing: make it a \
+         device that cannot, as `ndctl create-namespace --mode=sector` does",
         path.display()
     )]
     Dax {
@@ -204,6 +210,8 @@ impl BlockDevice {
         if whole.number::<u8>("queue/dax").is_ok_and(|dax| dax != 0) {
             return Err(DeviceError::Dax { path });
         }
+        let (own, of_partitions) = uses(sysfs)?;
+        let is_swap = own.contains(&DeviceUse::Swap);
         Ok(Self {
             stable_name: stable_name(&node),
             path: node,
@@ -216,7 +224,8 @@ impl BlockDevice {
             logical_block_bytes: whole.number("queue/logical_block_size")?,
             diskseq: whole.number("diskseq")?,
             request_based: whole.directory.join("mq").is_dir(),
-            uses: uses(sysfs)?,
+            uses: own.into_iter().chain(of_partitions).collect(),
+            is_swap,
         })
     }
 }
@@ -263,27 +272,31 @@ fn stable_name(node: &Path) -> Option<PathBuf> {
     links.filter(|link| fs::canonicalize(link).is_ok_and(|target| target == node)).min()
 }
 
-/// Who uses the device or, where it is a whole disk, one of its partitions.
-fn uses(sysfs: &Sysfs<'_>) -> Result<Vec<DeviceUse>, DeviceError> {
+/// Who uses the device and, where it is a whole disk, who its partitions.
+fn uses(sysfs: &Sysfs<'_>) -> Result<(Vec<DeviceUse>, Vec<DeviceUse>), DeviceError> {
     let read = |path: &str| {
         fs::read_to_string(path).map_err(|source| sysfs.unreadable(path.into(), source))
     };
     let mounts = read("/proc/self/mountinfo")?;
     let swaps = read("/proc/swaps").unwrap_or_default();
-    let is_partition = |child: &String| sysfs.directory.join(child).join("partition").exists();
-    let partitions = sysfs.children("").into_iter().filter(is_partition);
+    let part =
+        |child: String| Sysfs { device: sysfs.device, directory: sysfs.directory.join(child) };
+    let partitions = sysfs.children("").into_iter().map(part);
     let mut found = Vec::new();
-    for name in std::iter::once(sysfs.name()).chain(partitions) {
-        let directory = Path::new(SYS_BLOCK).join(name.replace('/', "!"));
-        let part = Sysfs { device: sysfs.device, directory };
-        found.extend(part.children("holders").into_iter().map(DeviceUse::Held));
-        let node = Path::new("/dev").join(&name);
-        let swap = |line: &str| line.split_whitespace().next().is_some_and(|at| same(at, &node));
-        found.extend(swaps.lines().skip(1).filter(|line| swap(line)).map(|_| DeviceUse::Swap));
-        let number: DeviceNumber = part.number("dev")?;
-        found.extend(mounts.lines().filter_map(|line| mounted(line, number, &node)));
+    for partition in partitions.filter(|part| part.directory.join("partition").exists()) {
+        found.extend(uses_of_one(&partition, &mounts, &swaps)?);
     }
-    Ok(found)
+    Ok((uses_of_one(sysfs, &mounts, &swaps)?, found))
+}
+
+fn uses_of_one(part: &Sysfs<'_>, mounts: &str, swaps: &str) -> Result<Vec<DeviceUse>, DeviceError> {
+    let node = Path::new("/dev").join(part.name());
+    let number: DeviceNumber = part.number("dev")?;
+    let swap = |line: &&str| line.split_whitespace().next().is_some_and(|at| same(at, &node));
+    let held = part.children("holders").into_iter().map(DeviceUse::Held);
+    let swaps = swaps.lines().skip(1).filter(swap).map(|_| DeviceUse::Swap);
+    let mounts = mounts.lines().filter_map(|line| mounted(line, number, &node));
+    Ok(held.chain(swaps).chain(mounts).collect())
 }
 
 /// The mount that a line of mountinfo tells of, where it is of this device. File systems with
@@ -341,6 +354,59 @@ mod tests {
         let expected = Some(DeviceUse::Mounted("/mnt/a b".into()));
         assert_eq!(mounted(line, number, node), expected);
         assert_eq!(mounted(line, DeviceNumber { major: 98, minor: 1 }, node), None);
+    }
+
+    /// What sysfs says of a disk that can be tracked, but for what is written over it.
+    fn resolved(over: &[(&str, &str)]) -> Result<BlockDevice, DeviceError> {
+        let sysfs = tempfile::tempdir().expect("a directory");
+        let directory = sysfs.path().join("nvme9n9");
+        fs::create_dir_all(directory.join("queue")).expect("a directory");
+        fs::create_dir_all(directory.join("mq")).expect("a directory");
+        fs::create_dir_all(directory.join("nvme9n9p1")).expect("a directory");
+        let good = [
+            ("dev", "259:900"),
+            ("size", "2097152"),
+            ("ro", "0"),
+            ("diskseq", "77"),
+            ("queue/zoned", "none"),
+            ("queue/dax", "0"),
+            ("queue/logical_block_size", "4096"),
+            ("nvme9n9p1/partition", "1"),
+            ("nvme9n9p1/dev", "259:901"),
+            ("nvme9n9p1/size", "4096"),
+            ("nvme9n9p1/start", "2048"),
+            ("nvme9n9p1/ro", "0"),
+        ];
+        for (name, text) in good.iter().chain(over) {
+            fs::write(directory.join(name), format!("{text}\n")).expect("an attribute");
+        }
+        let device = Path::new("/dev/nvme9n9");
+        BlockDevice::from_sysfs(device, device.to_owned(), &Sysfs { device, directory })
+    }
+
+    #[test]
+    fn a_disk_is_what_sysfs_says_of_it() {
+        let disk = resolved(&[]).expect("a disk");
+        assert_eq!((disk.name.as_str(), disk.length, disk.diskseq), ("nvme9n9", 1 << 30, 77));
+        assert_eq!((disk.logical_block_bytes, disk.request_based), (4096, true));
+        assert_eq!((disk.uses, disk.is_swap), (Vec::new(), false));
+    }
+
+    #[test]
+    fn what_cannot_be_tracked_is_refused_with_its_remedy() {
+        let refused = |name, text| resolved(&[(name, text)]).expect_err(name).to_string();
+        for zoned in ["host-managed", "host-aware"] {
+            let said = refused("queue/zoned", zoned);
+            assert!(said.contains("zoned device") && said.contains("without zones"), "{said}");
+        }
+        let said = refused("queue/dax", "1");
+        assert!(said.contains("DAX") && said.contains("--mode=sector"), "{said}");
+        let said = refused("size", "0");
+        assert!(said.contains("no size") && said.contains("set the device up"), "{said}");
+        let said = refused("ro", "1");
+        assert!(said.contains("read-only") && said.contains("--setrw"), "{said}");
+        let said = refused("diskseq", "what");
+        assert!(said.contains("diskseq") && said.contains("/dev/nvme9n9"), "{said}");
     }
 
     #[test]

@@ -35,7 +35,9 @@ pub fn render(devices: &[DeviceReport]) -> String {
     let mut table =
         Table::new(["DEVICE", "NAME", "SIZE", "BLOCK", "USED BY", "PROTECTABLE", "REASON"]);
     for device in devices {
-        let uses: Vec<String> = device.used_by.iter().map(|user| output::harmless(user)).collect();
+        let uses = device.used_by.iter().map(|user| output::harmless(user));
+        let own = device.holds_agent_state.then(|| "agent state".to_owned());
+        let uses: Vec<String> = uses.chain(own).collect();
         table.row([
             output::harmless(&device.device.to_string_lossy()),
             device.name.to_string(),
@@ -69,11 +71,13 @@ mod tests {
             size_bytes: 1 << 30,
             logical_block_bytes: 512,
             used_by: vec!["/".into()],
+            holds_agent_state: true,
             mode: None,
             reason: Some("read-only".into()),
             remedy: Some("blockdev --setrw".into()),
         };
         let text = render(&[device]);
         assert!(text.ends_with("no           read-only: blockdev --setrw\n"), "{text}");
+        assert!(text.contains("/,agent state"), "{text}");
     }
 }
