@@ -46,7 +46,8 @@ need_build_packages() {
 
 # What the tests and the demonstration run beside the product.
 need_disk_packages() {
-    need_packages util-linux mount fdisk procps e2fsprogs xfsprogs btrfs-progs fio sqlite3 jq
+    need_packages util-linux mount fdisk procps e2fsprogs xfsprogs btrfs-progs fio sqlite3 jq \
+        iproute2 libfaketime
 }
 
 need_bpffs() {
