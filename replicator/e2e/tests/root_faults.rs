@@ -117,6 +117,14 @@ fn replace(busy: &mut Busy, role: Role) -> Result<u64> {
     Ok(most)
 }
 
+/// No more was to be read again than both epochs' marks, to the granule; but for a completion that
+/// the kernel did not tell of, which is answered by reading everything.
+fn expect_only_marked(busy: &Busy, most: u64) -> Result<()> {
+    let is_excused = busy.site.log_of(Role::Agent)?.contains("a completion was missed");
+    ensure!(is_excused || most <= BUSY_BYTES + (1 << 20), "{most} bytes were to be read again");
+    Ok(())
+}
+
 #[test]
 fn an_agent_is_replaced_under_load_and_reads_only_what_was_written_meanwhile() -> Result<()> {
     keep_mounts_private()?;
@@ -127,8 +135,7 @@ fn an_agent_is_replaced_under_load_and_reads_only_what_was_written_meanwhile() -
         let most = replace(&mut busy, Role::Agent)?;
         let (now, _) = busy.position()?;
         ensure!(now == run + round, "incarnation {now} after {run}");
-        // Both epochs' marks, to the granule, and nothing beyond.
-        ensure!(most <= BUSY_BYTES + (1 << 20), "{most} bytes were to be read again");
+        expect_only_marked(&busy, most)?;
         let points = busy.next_good_point(&before)?;
         let kept = before.iter().all(|old| points.iter().any(|point| point.id == old.id));
         ensure!(kept, "points are gone: {before:?} became {points:?}");
@@ -148,7 +155,7 @@ fn a_target_is_replaced_under_load_and_the_same_run_goes_on() -> Result<()> {
         let most = replace(&mut busy, Role::Target)?;
         let (same, now) = busy.position()?;
         ensure!(same == run && now >= acknowledged, "{same}/{now} after {run}/{acknowledged}");
-        ensure!(most <= BUSY_BYTES + (1 << 20), "{most} bytes were to be read again");
+        expect_only_marked(&busy, most)?;
         let points = busy.next_good_point(&before)?;
         let kept = before.iter().all(|old| points.iter().any(|point| point.id == old.id));
         ensure!(kept, "points are gone: {before:?} became {points:?}");
