@@ -20,6 +20,11 @@ pub fn choose(directory: &RuntimeDirectory, side: Option<Side>) -> anyhow::Resul
     answering_roles(directory)?.last().copied().ok_or_else(|| nobody(directory))
 }
 
+/// A connection to the role to ask.
+pub fn connect(directory: &RuntimeDirectory, side: Option<Side>) -> anyhow::Result<Client> {
+    Ok(Client::connect(directory, choose(directory, side)?)?)
+}
+
 /// The error that neither role runs.
 pub fn nobody(directory: &RuntimeDirectory) -> anyhow::Error {
     let message = format!(

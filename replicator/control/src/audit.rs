@@ -16,6 +16,7 @@ const FULL_FILES_LIMIT: u32 = 4;
 
 /// One thing that was done or happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AuditEntry {
     /// When.
     pub time: UtcTime,

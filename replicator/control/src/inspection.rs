@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 /// What a target's directory holds, and whether it is what was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Inspection {
     /// The directory.
     pub directory: PathBuf,
@@ -38,6 +39,7 @@ pub struct Inspection {
 
 /// The answer of an inspection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// Every checksum is right, and nothing is missing.
@@ -50,6 +52,7 @@ pub enum Verdict {
 
 /// The identity that agents know the target by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SiteInspection {
     /// Hash of the authority's certificate, which tokens pin, in hexadecimal; null where it is
     /// damaged.
@@ -64,6 +67,7 @@ pub struct SiteInspection {
 
 /// A machine that joined the site.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct JoinedMachine {
     /// Its identity, for ever.
     pub id: Uuid,
@@ -73,6 +77,7 @@ pub struct JoinedMachine {
 
 /// A machine's store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MachineInspection {
     /// Its identity, for ever.
     pub id: Uuid,
@@ -95,6 +100,7 @@ pub struct MachineInspection {
 
 /// Where a machine's log stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LogInspection {
     /// The generation that its newest frames must have.
     pub generation: Uuid,
@@ -112,14 +118,15 @@ pub struct LogInspection {
 
 /// A replica disk. Its content has no checksums: only its source can prove it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DiskInspection {
     /// Its index in the machine's log.
     pub index: u8,
     /// Its name.
     pub name: String,
-    /// Its size.
+    /// Its size in bytes.
     pub size_bytes: u64,
-    /// Its logical block size.
+    /// Its logical block size in bytes.
     pub logical_block_bytes: u32,
     /// The file or device that holds it.
     pub replica_path: PathBuf,
@@ -141,6 +148,7 @@ pub struct DiskInspection {
 
 /// An applied recovery point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PointInspection {
     /// Its identity.
     pub id: Uuid,
@@ -162,6 +170,7 @@ pub struct PointInspection {
 
 /// A machine's journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct JournalInspection {
     /// Its segments, in order.
     pub segments: Vec<SegmentInspection>,
@@ -173,12 +182,13 @@ pub struct JournalInspection {
 
 /// A journal segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SegmentInspection {
     /// Its number.
     pub number: u64,
     /// The file.
     pub path: PathBuf,
-    /// Its size.
+    /// Its size in bytes.
     pub size_bytes: u64,
     /// Whole entries.
     pub entries: u64,
@@ -186,7 +196,7 @@ pub struct SegmentInspection {
     pub first: Option<u64>,
     /// The last record of its last whole entry.
     pub last: Option<u64>,
-    /// Where its last whole entry ends.
+    /// The byte of the file behind its last whole entry.
     pub end_byte: u64,
     /// Whether a target would still read it; else it is applied and waits for its removal.
     pub needed: bool,
@@ -198,6 +208,7 @@ pub struct SegmentInspection {
 
 /// How a segment ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum SegmentTail {
     /// With its last whole entry.
@@ -217,6 +228,7 @@ pub enum SegmentTail {
 
 /// A retention file: what one interval of the log overwrote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RetentionInspection {
     /// The file.
     pub path: PathBuf,
@@ -238,12 +250,13 @@ pub struct RetentionInspection {
 
 /// Something that is not what was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Damage {
     /// Whose; null where it is the site's.
     pub machine: Option<Uuid>,
     /// The file.
     pub path: PathBuf,
-    /// Where in the file it begins.
+    /// The byte of the file at which it begins.
     pub byte: u64,
     /// What is wrong there.
     pub what: String,
@@ -260,6 +273,7 @@ pub struct Damage {
 /// Applied points that damage touches: all from the oldest to the newest that are good for one of
 /// the disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HarmedPoints {
     /// The first.
     pub oldest: Uuid,
@@ -271,6 +285,7 @@ pub struct HarmedPoints {
 
 /// Records that damage touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LostPositions {
     /// The first; null where it is not known.
     pub first: Option<u64>,
@@ -280,6 +295,7 @@ pub struct LostPositions {
 
 /// A file of a later release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NewerFile {
     /// Whose; null where it is the site's.
     pub machine: Option<Uuid>,
@@ -293,6 +309,7 @@ pub struct NewerFile {
 
 /// An apply that was half done, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FinishedApply {
     /// Whose.
     pub machine: Uuid,
@@ -310,6 +327,7 @@ pub struct FinishedApply {
 
 /// A replica disk behind `--finish`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FinishedDisk {
     /// Its name.
     pub name: String,

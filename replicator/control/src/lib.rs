@@ -11,7 +11,10 @@ pub mod inspection;
 pub mod options;
 pub mod request;
 pub mod response;
+pub mod results;
 pub mod runtime;
+#[cfg(test)]
+mod schemas;
 pub mod service;
 pub mod socket;
 pub mod status;
@@ -27,6 +30,7 @@ pub use options::{
 };
 pub use request::{PointSelector, Request};
 pub use response::Response;
+pub use results::{CopiedOut, Invited, Marked, Told};
 pub use runtime::RuntimeDirectory;
 pub use socket::{Client, Handler, Peer, Responder, Server, SocketError};
 pub use status::Role;

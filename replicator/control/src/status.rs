@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 /// Which role answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// The Unified Agent of a protected machine.
@@ -20,6 +21,7 @@ pub enum Role {
 
 /// One role's view of all that it protects.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RoleStatus {
     /// Who says so.
     pub role: Role,
@@ -32,10 +34,13 @@ pub struct RoleStatus {
 
 /// A block device that will hold the replica of a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlacementStatus {
     /// The machine's name; it may not have joined yet.
+    #[cfg_attr(test, schemars(with = "crate::schemas::NameText"))]
     pub machine: Name,
     /// The disk's name within the machine.
+    #[cfg_attr(test, schemars(with = "crate::schemas::NameText"))]
     pub disk: Name,
     /// The device.
     pub device: PathBuf,
@@ -43,15 +48,19 @@ pub struct PlacementStatus {
 
 /// A protected machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MachineStatus {
     /// Its identity, for ever.
     pub id: Uuid,
     /// Its name within the site.
+    #[cfg_attr(test, schemars(with = "crate::schemas::NameText"))]
     pub name: Name,
     /// Whether agent and target have a session now.
     pub connected: bool,
-    /// Age of the newest acknowledged position (the agent's monotonic clock) and the time since
-    /// the target last heard from the agent; null until the first acknowledgement.
+    /// Seconds: the age of the newest acknowledged position (the agent's monotonic clock) and the
+    /// time since the target last heard from the agent; null until the first acknowledgement. That
+    /// of an idle machine does not grow.
+    #[cfg_attr(test, schemars(range(min = 0.0)))]
     pub rpo_seconds: Option<f64>,
     /// Its disks, in the order of their index.
     pub disks: Vec<DiskStatus>,
@@ -59,20 +68,24 @@ pub struct MachineStatus {
 
 /// A protected disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DiskStatus {
     /// Its name within the machine.
+    #[cfg_attr(test, schemars(with = "crate::schemas::NameText"))]
     pub name: Name,
     /// What goes on.
     pub state: DiskState,
-    /// Why it is not simply streaming: a reason code such as `by-operator` or `ring-full`.
+    /// Why it is not simply streaming: a reason code such as `by-operator` or `ring-overflow`, with
+    /// its details behind a colon where there are any.
+    #[cfg_attr(test, schemars(regex(pattern = "^[a-z][a-z-]*(: .+)?$")))]
     pub reason: Option<String>,
-    /// What still has to be read and sent before the disk streams.
+    /// Bytes that still have to be read and sent before the disk streams.
     pub bytes_remaining: u64,
-    /// How long that will take at the present rate; null while no rate is known.
+    /// Seconds that this will take at the present rate; null while no rate is known.
     pub eta_seconds: Option<u64>,
-    /// What the machine writes to the disk, over the last seconds.
+    /// What the machine writes to the disk, in bytes a second over the last seconds.
     pub churn_bytes_per_second: u64,
-    /// What the agent sends for the disk, over the last seconds.
+    /// What the agent sends for the disk, in bytes a second over the last seconds.
     pub sent_bytes_per_second: u64,
     /// How the disk is tracked; null on a target that has not heard from the agent since it
     /// started.
@@ -89,6 +102,7 @@ pub struct DiskStatus {
 
 /// What goes on with a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskState {
     /// The first pass over the disk.
@@ -105,6 +119,7 @@ pub enum DiskState {
 
 /// How a disk's writes are tracked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TrackerStatus {
     /// What the capture pays for now.
     pub mode: TrackerMode,
@@ -118,6 +133,7 @@ pub struct TrackerStatus {
 
 /// What the capture of a disk pays for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum TrackerMode {
     /// Only the bitmap is marked.
@@ -130,6 +146,7 @@ pub enum TrackerMode {
 
 /// Whether the tracker can prove that it missed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum TrackerVerdict {
     /// Nothing was missed, or all that was has been repaired.
@@ -142,6 +159,7 @@ pub enum TrackerVerdict {
 
 /// Where a machine's log stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PositionStatus {
     /// The log's generation.
     pub generation: Uuid,
@@ -155,6 +173,7 @@ pub struct PositionStatus {
 
 /// A recovery point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PointStatus {
     /// Its identity.
     pub id: Uuid,
@@ -167,6 +186,7 @@ pub struct PointStatus {
     /// The marked position.
     pub sequence: u64,
     /// The disks that it is good for.
+    #[cfg_attr(test, schemars(with = "Vec<crate::schemas::NameText>"))]
     pub disks: Vec<Name>,
     /// Whether those are all disks of the machine.
     pub complete: bool,
@@ -176,6 +196,7 @@ pub struct PointStatus {
 
 /// What a recovery point promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum PointKind {
     /// As if the power had failed then.
@@ -186,14 +207,16 @@ pub enum PointKind {
 
 /// A block device of this machine as `redoubt disks` and `redoubt agent --check` report it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceReport {
     /// The device node.
     pub device: PathBuf,
     /// The stable name that the disk would be protected under.
+    #[cfg_attr(test, schemars(with = "crate::schemas::NameText"))]
     pub name: Name,
-    /// Its size.
+    /// Its size in bytes.
     pub size_bytes: u64,
-    /// Its logical block size.
+    /// Its logical block size in bytes.
     pub logical_block_bytes: u32,
     /// What uses it: mount points, `swap`, holders.
     pub used_by: Vec<String>,
@@ -211,6 +234,7 @@ pub struct DeviceReport {
 
 /// The answer of `redoubt agent --check`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CheckReport {
     /// The best way to track any disk of this machine; null where it cannot be protected.
     pub mode: Option<TrackerMode>,

@@ -8,18 +8,20 @@ use uuid::Uuid;
 
 /// The result of a verify.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VerifyReport {
     /// Whose disks.
+    #[cfg_attr(test, schemars(with = "crate::schemas::NameText"))]
     pub machine: Name,
     /// Whether every byte was compared (but for what the machine has given up) and none differed.
     pub equal: bool,
-    /// Compared, each byte at some recovery point; what differs is among them.
+    /// Bytes compared, each at some recovery point; what differs is among them.
     pub compared_bytes: u64,
-    /// Not compared in any try: written all the time, or hindered. Nothing is known of them.
+    /// Bytes not compared in any try: written all the time, or hindered. Nothing is known of them.
     pub not_compared_bytes: u64,
-    /// Left out: given up by the machine (discard) and not written since.
+    /// Bytes left out: given up by the machine (discard) and not written since.
     pub discarded_bytes: u64,
-    /// Compared and different; they are read again.
+    /// Bytes compared and different; they are read again.
     pub differing_bytes: u64,
     /// The differing ranges, at most a thousand.
     pub differences: Vec<DifferentRange>,
@@ -33,12 +35,14 @@ pub struct VerifyReport {
 
 /// A range of which the replica held something else than the disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DifferentRange {
     /// Which disk.
+    #[cfg_attr(test, schemars(with = "crate::schemas::NameText"))]
     pub disk: Name,
-    /// First byte.
+    /// Its first byte, counted from the disk's beginning.
     pub offset: u64,
-    /// Bytes.
+    /// How many bytes.
     pub length: u64,
 }
 

@@ -6,11 +6,9 @@ use crate::progress::Progress;
 use crate::{output, talk};
 use anyhow::Context;
 use clap::Args;
-use redoubt_control::{Client, ExitStatus, PointSelector, Request, Response, RuntimeDirectory};
+use redoubt_control::{CopiedOut, ExitStatus, PointSelector, Request, Response, RuntimeDirectory};
 use redoubt_log::Name;
-use serde::Serialize;
-use std::path::{Path, PathBuf};
-use uuid::Uuid;
+use std::path::PathBuf;
 
 /// Write a disk as it was at a recovery point into a file.
 #[derive(Debug, Args)]
@@ -48,17 +46,8 @@ pub struct CopyOut {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Copied<'a> {
-    disk: &'a Name,
-    point: Uuid,
-    bytes: u64,
-    to: &'a Path,
-}
-
 /// Copies the disk out.
 pub fn run(command: &CopyOut, directory: &RuntimeDirectory) -> anyhow::Result<ExitStatus> {
-    let role = talk::choose(directory, command.address.side)?;
     let to = std::path::absolute(&command.to).context("--to is no path")?;
     let request = Request::CopyOut {
         machine: command.address.machine.clone(),
@@ -67,7 +56,7 @@ pub fn run(command: &CopyOut, directory: &RuntimeDirectory) -> anyhow::Result<Ex
         to: to.clone(),
         force: command.force,
     };
-    let client = Client::connect(directory, role)?;
+    let client = talk::connect(directory, command.address.side)?;
     let mut progress = Progress::new(format!("copy-out {}", command.disk));
     let response = talk::ask(client, &request, talk::PATIENCE, &mut |response| {
         if let Response::Progress { done_bytes, total_bytes } = response {
@@ -77,7 +66,7 @@ pub fn run(command: &CopyOut, directory: &RuntimeDirectory) -> anyhow::Result<Ex
     drop(progress);
     match response? {
         Response::CopiedOut { point, bytes } if command.json => {
-            output::print_json(&Copied { disk: &command.disk, point, bytes, to: &to })?;
+            output::print_json(&CopiedOut { disk: command.disk.clone(), point, bytes, to })?;
         }
         Response::CopiedOut { point, bytes } => {
             let (disk, to) = (&command.disk, to.display());

@@ -3,7 +3,7 @@
 use super::master_target;
 use crate::{output, roles};
 use clap::Args;
-use redoubt_control::{ExitStatus, InviteOptions, Span};
+use redoubt_control::{ExitStatus, InviteOptions, Invited, Span};
 use redoubt_log::Name;
 use std::path::PathBuf;
 
@@ -35,6 +35,10 @@ pub struct Invite {
     /// /etc/redoubt/target.toml].
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     config: Option<PathBuf>,
+
+    /// Print the token as a JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Makes the token.
@@ -46,6 +50,9 @@ pub fn run(command: &Invite) -> anyhow::Result<ExitStatus> {
     let options =
         InviteOptions { data, machine: command.machine.clone(), expires: command.expires.0 };
     let token = roles::invite(&options)?;
-    output::print(&format!("{}\n", token.expose()))?;
+    match command.json {
+        true => output::print_json(&Invited { token: token.expose().to_owned() })?,
+        false => output::print(&format!("{}\n", token.expose()))?,
+    }
     Ok(ExitStatus::Done)
 }

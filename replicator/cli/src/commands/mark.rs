@@ -4,7 +4,7 @@ use crate::arguments::Address;
 use crate::failure::{Failure, explain};
 use crate::{output, talk};
 use clap::Args;
-use redoubt_control::{Client, ExitStatus, Request, Response, RuntimeDirectory, Span};
+use redoubt_control::{ExitStatus, Marked, Request, Response, RuntimeDirectory, Span};
 
 /// Take a recovery point that holds every write completed so far.
 #[derive(Debug, Args)]
@@ -30,21 +30,25 @@ pub struct Mark {
     /// Wait until the replica disks hold the point, too.
     #[arg(long)]
     applied: bool,
+
+    /// Print the result as a JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Takes the point.
 pub fn run(command: &Mark, directory: &RuntimeDirectory) -> anyhow::Result<ExitStatus> {
-    let role = talk::choose(directory, command.address.side)?;
     let request = Request::Mark {
         machine: command.address.machine.clone(),
         label: command.label.clone(),
         timeout: command.timeout,
         applied: command.applied,
     };
-    let client = Client::connect(directory, role)?;
+    let client = talk::connect(directory, command.address.side)?;
     // The role watches the timeout itself; ours is for a role that hangs.
     let patience = command.timeout.0.saturating_add(talk::LOOK_PATIENCE);
     match talk::ask(client, &request, patience, &mut |_| {}) {
+        Ok(Response::Marked { point }) if command.json => output::print_json(&Marked { point })?,
         Ok(Response::Marked { point }) => output::print(&format!("{point}\n"))?,
         Ok(other) => return Err(talk::unexpected(&other)),
         // Its time is over all the same, and the point may still come to be.

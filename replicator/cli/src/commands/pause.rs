@@ -4,7 +4,7 @@
 use crate::arguments::Address;
 use crate::{output, talk};
 use clap::Args;
-use redoubt_control::{Client, ExitStatus, Request, Response, RuntimeDirectory};
+use redoubt_control::{Client, ExitStatus, Request, Response, RuntimeDirectory, Told};
 use std::time::Duration;
 
 /// Track a machine's writes, but send nothing until `redoubt resume`.
@@ -24,6 +24,10 @@ use std::time::Duration;
 pub struct Pause {
     #[command(flatten)]
     address: Address,
+
+    /// Print the result as a JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 /// End a pause, whoever ordered it, and catch up.
@@ -40,29 +44,35 @@ pub struct Pause {
 pub struct Resume {
     #[command(flatten)]
     address: Address,
+
+    /// Print the result as a JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Pauses the machine.
 pub fn pause(command: &Pause, directory: &RuntimeDirectory) -> anyhow::Result<ExitStatus> {
     let machine = command.address.machine.clone();
-    order(&command.address, &Request::Pause { machine }, directory, talk::PATIENCE)
+    let client = talk::connect(directory, command.address.side)?;
+    order(client, &Request::Pause { machine }, talk::PATIENCE, command.json)
 }
 
 /// Ends the pause.
 pub fn resume(command: &Resume, directory: &RuntimeDirectory) -> anyhow::Result<ExitStatus> {
     let machine = command.address.machine.clone();
-    order(&command.address, &Request::Resume { machine }, directory, talk::PATIENCE)
+    let client = talk::connect(directory, command.address.side)?;
+    order(client, &Request::Resume { machine }, talk::PATIENCE, command.json)
 }
 
 /// Gives an order and prints what it means now.
 pub fn order(
-    address: &Address,
+    client: Client,
     request: &Request,
-    directory: &RuntimeDirectory,
     patience: Duration,
+    json: bool,
 ) -> anyhow::Result<ExitStatus> {
-    let client = Client::connect(directory, talk::choose(directory, address.side)?)?;
     match talk::ask(client, request, patience, &mut |_| {})? {
+        Response::Told { message } if json => output::print_json(&Told { message })?,
         Response::Told { message } => output::print(&format!("{}\n", output::harmless(&message)))?,
         other => return Err(talk::unexpected(&other)),
     }

@@ -1,11 +1,10 @@
 //! `redoubt place`: a block device of the target as a disk's replica. Nothing is decided here.
 
 use super::pause::order;
-use crate::arguments::{Address, Side};
 use crate::talk;
 use anyhow::Context;
 use clap::Args;
-use redoubt_control::{ExitStatus, Request, RuntimeDirectory};
+use redoubt_control::{Client, ExitStatus, Request, Role, RuntimeDirectory};
 use redoubt_log::Name;
 use std::path::PathBuf;
 
@@ -41,12 +40,16 @@ pub struct Place {
     /// The block device.
     #[arg(long, value_name = "DEV")]
     on: PathBuf,
+
+    /// Print the result as a JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Places the replica.
 pub fn run(command: &Place, directory: &RuntimeDirectory) -> anyhow::Result<ExitStatus> {
     let on = std::path::absolute(&command.on).context("--on is no path")?;
     let (machine, disk) = (command.machine.clone(), command.disk.clone());
-    let address = Address { side: Some(Side::Target), machine: Some(machine.clone()) };
-    order(&address, &Request::Place { machine, disk, on }, directory, talk::PATIENCE)
+    let client = Client::connect(directory, Role::Target)?;
+    order(client, &Request::Place { machine, disk, on }, talk::PATIENCE, command.json)
 }

@@ -2,6 +2,7 @@
 
 use super::pause::order;
 use crate::arguments::Address;
+use crate::talk;
 use clap::Args;
 use redoubt_control::{ExitStatus, Request, RuntimeDirectory};
 use redoubt_log::Name;
@@ -38,6 +39,10 @@ pub struct Unprotect {
     /// Delete replica and points, too; without --disk it needs --machine.
     #[arg(long)]
     delete_replica: bool,
+
+    /// Print the result as a JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 /// The agent is waited for, and a file system takes its time to free a large file.
@@ -50,5 +55,5 @@ pub fn run(command: &Unprotect, directory: &RuntimeDirectory) -> anyhow::Result<
         disk: command.disk.clone(),
         delete_replica: command.delete_replica,
     };
-    order(&command.address, &request, directory, PATIENCE)
+    order(talk::connect(directory, command.address.side)?, &request, PATIENCE, command.json)
 }

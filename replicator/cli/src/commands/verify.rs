@@ -6,7 +6,7 @@ use crate::progress::Progress;
 use crate::table::Table;
 use crate::{output, talk};
 use clap::Args;
-use redoubt_control::{Client, ExitStatus, Request, Response, RuntimeDirectory, VerifyReport};
+use redoubt_control::{ExitStatus, Request, Response, RuntimeDirectory, VerifyReport};
 use redoubt_log::Name;
 use std::fmt::Write;
 
@@ -44,10 +44,9 @@ pub struct Verify {
 
 /// Verifies.
 pub fn run(command: &Verify, directory: &RuntimeDirectory) -> anyhow::Result<ExitStatus> {
-    let role = talk::choose(directory, command.address.side)?;
     let request =
         Request::Verify { machine: command.address.machine.clone(), disk: command.disk.clone() };
-    let client = Client::connect(directory, role)?;
+    let client = talk::connect(directory, command.address.side)?;
     let what =
         command.disk.as_ref().map_or_else(|| "verify".into(), |disk| format!("verify {disk}"));
     let mut progress = Progress::new(what);

@@ -11,7 +11,7 @@ fn status() -> RoleStatus {
     let disk = DiskStatus {
         name: "sda".parse().unwrap(),
         state: DiskState::CatchUp,
-        reason: Some("ring-full".into()),
+        reason: Some("ring-overflow".into()),
         bytes_remaining: 4096,
         eta_seconds: Some(3),
         churn_bytes_per_second: 20_000_000,
@@ -61,7 +61,7 @@ fn status_is_frozen() {
             "disks": [{
                 "name": "sda",
                 "state": "catch-up",
-                "reason": "ring-full",
+                "reason": "ring-overflow",
                 "bytes_remaining": 4096,
                 "eta_seconds": 3,
                 "churn_bytes_per_second": 20_000_000,

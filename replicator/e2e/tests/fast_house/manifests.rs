@@ -79,6 +79,9 @@ const PLACES: &[(&str, &[&str])] = &[
     ("libbpf-cargo", &["redoubt-ebpf"]),
     ("clap", &["redoubt-cli", "redoubt-benches"]),
     ("rusqlite", &["redoubt-e2e"]),
+    // The JSON interface is described by the tests of one crate, and checked by those of the other.
+    ("schemars", &["redoubt-control"]),
+    ("jsonschema", &["redoubt-e2e"]),
 ];
 
 /// Where errors may be untyped outside tests.
