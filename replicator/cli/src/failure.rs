@@ -2,7 +2,6 @@
 
 use redoubt_control::config::ConfigError;
 use redoubt_control::{ExitStatus, SocketError};
-use std::io;
 
 /// A failure of a known class.
 #[derive(Debug, thiserror::Error)]
@@ -46,12 +45,6 @@ pub fn explain(error: &anyhow::Error) -> String {
             () => format!("{told}: {text}"),
         }
     })
-}
-
-/// Whether whoever reads our standard output has gone.
-pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let closed = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
-    error.root_cause().downcast_ref::<io::Error>().is_some_and(closed)
 }
 
 #[cfg(test)]

@@ -18,8 +18,6 @@ fn main() -> ExitCode {
     logging::start(arguments.log);
     match commands::run(&arguments) {
         Ok(status) => status.into(),
-        // `redoubt points | head` is not a failure.
-        Err(error) if failure::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             logging::report(arguments.log, &failure::explain(&error));
             failure::exit_status(&error).into()

@@ -1,14 +1,33 @@
 //! Results on standard output: bytes, rates and times for people, JSON for programs. Text from
 //! elsewhere never reaches a terminal with control characters in it.
 
+use anyhow::Context;
 use serde::Serialize;
 use std::io::{self, Write};
 
-/// Prints text as it is.
+/// Whether anyone reads our standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// It was taken.
+    There,
+    /// The pipe is closed, as by `redoubt points | head`. What the command did stands all the same,
+    /// and so does its exit status.
+    Gone,
+}
+
+/// Prints text as it is; that nobody reads it is no failure.
 pub fn print(text: &str) -> anyhow::Result<()> {
+    show(text).map(drop)
+}
+
+/// Prints text as it is, and says whether anyone read it.
+pub fn show(text: &str) -> anyhow::Result<Reader> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Reader::There),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(error).context("standard output cannot be written"),
+    }
 }
 
 /// Prints one JSON value on one line.

@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex};
 
 const POINT: &str = "6f2b8f0e-6d3f-4a9e-9c55-0d2c1f8a7b11";
 
-fn redoubt(directory: &Path, words: &[&str]) -> Output {
+fn redoubt(directory: &Path, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_redoubt"));
     command.arg("--runtime-dir").arg(directory).args(words).env_remove("REDOUBT_LOG");
-    command.output().expect("the command was built")
+    command
 }
 
 fn out(output: &Output) -> &str {
@@ -120,8 +120,12 @@ impl Site {
         (play, server.expect("a socket"))
     }
 
-    fn run(&self, words: &[&str]) -> Output {
+    fn command(&self, words: &[&str]) -> Command {
         redoubt(self.base.path(), words)
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().expect("the command was built")
     }
 }
 
@@ -256,6 +260,50 @@ fn only_a_verify_that_compared_all_and_found_nothing_is_exit_status_0() {
         assert_eq!(text.status.code(), Some(status));
         assert_eq!(out(&text).contains("web-01: equal"), status == 0, "{}", out(&text));
     }
+}
+
+#[test]
+fn a_closed_pipe_changes_no_answer() {
+    let site = Site::new();
+    let (_target, _server) = site.play(Role::Target);
+    for (words, status) in [
+        (&["points"][..], 0),
+        (&["status", "--watch"], 0),
+        (&["verify", "--disk", "differs"], 3),
+        (&["verify", "--disk", "hot", "--json"], 4),
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = site.command(words).stdout(writer).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(status), "{words:?}: {}", error(&output));
+        assert_eq!(error(&output), "");
+    }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let site = Site::new();
+    let (_target, _server) = site.play(Role::Target);
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");
+    let output = site.command(&["points"]).stdout(full).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error(&output).starts_with("redoubt: standard output cannot be written: "));
+}
+
+#[test]
+fn a_role_that_goes_away_is_a_failure() {
+    let site = Site::new();
+    let socket = std::os::unix::net::UnixListener::bind(site.base.path().join("target.sock"));
+    let socket = socket.expect("a socket");
+    let gone = std::thread::spawn(move || {
+        // The first connection only asks whether a role is there.
+        for _ in 0..2 {
+            drop(socket.accept().expect("a connection"));
+        }
+    });
+    let output = site.run(&["mark"]);
+    gone.join().expect("it ended");
+    assert_eq!((output.status.code(), out(&output)), (Some(1), ""), "{}", error(&output));
 }
 
 #[test]

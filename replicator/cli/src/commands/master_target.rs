@@ -2,8 +2,9 @@
 //! the role's.
 
 use crate::arguments::Arguments;
-use crate::failure::usage;
-use crate::{output, roles};
+use crate::failure::{explain, usage};
+use crate::output::{self, Reader};
+use crate::roles;
 use clap::Args;
 use redoubt_control::config::{self, ConfigError, TARGET_FILE, TargetFile};
 use redoubt_control::options::{
@@ -71,8 +72,10 @@ pub fn run(command: &MasterTarget, arguments: &Arguments) -> anyhow::Result<Exit
     let file = load(command.config.as_deref())?;
     let options = merge(command, file, arguments)?;
     roles::run_target(options, |address| {
-        if let Err(error) = output::print(&format!("listening on {address}\n")) {
-            tracing::warn!(%error, "nobody reads the address on standard output");
+        match output::show(&format!("listening on {address}\n")) {
+            Ok(Reader::There) => {}
+            Ok(Reader::Gone) => tracing::warn!("nobody reads the address on standard output"),
+            Err(error) => tracing::warn!("{}", explain(&error)),
         }
     })?;
     Ok(ExitStatus::Done)

@@ -2,8 +2,9 @@
 
 use crate::arguments::Side;
 use crate::failure::explain;
+use crate::output::{self, Reader};
 use crate::table::Table;
-use crate::{output, talk};
+use crate::talk;
 use clap::Args;
 use redoubt_control::status::{DiskStatus, MachineStatus, PlacementStatus, RoleStatus};
 use redoubt_control::{Client, ExitStatus, Request, Response, Role, RuntimeDirectory};
@@ -48,13 +49,14 @@ pub fn run(command: &Status, directory: &RuntimeDirectory) -> anyhow::Result<Exi
             true => lines(&roles)?,
             false => roles.iter().map(render).collect::<Vec<_>>().join("\n"),
         };
-        match (redraw, command.watch && !command.json) {
-            (true, _) => output::print(&redrawn(&text))?,
-            (false, true) => output::print(&format!("{text}\n"))?,
-            (false, false) => output::print(&text)?,
-        }
+        let reader = match (redraw, command.watch && !command.json) {
+            (true, _) => output::show(&redrawn(&text))?,
+            (false, true) => output::show(&format!("{text}\n"))?,
+            (false, false) => output::show(&text)?,
+        };
         match failure {
             Some(failure) if !command.watch => return Err(failure),
+            _ if reader == Reader::Gone => return Ok(ExitStatus::Done),
             // The one that answers is watched on: the other may come back.
             Some(failure) => tracing::warn!("{}", explain(&failure)),
             None if !command.watch => return Ok(ExitStatus::Done),
