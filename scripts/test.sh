@@ -125,7 +125,8 @@ report() {
 }
 
 need_build_packages
-need_packages shellcheck
+# groff shows the manual pages, which a test reads as `man` does.
+need_packages shellcheck groff-base
 need_cargo_tool nextest
 
 step "format" cargo fmt --all --check -- --files-with-diff

@@ -180,7 +180,15 @@ fn new_session(
 /// Removes what an agent with this state directory left in the kernel, if none runs there now.
 pub fn detach(state: &Path) -> Result<(), AgentError> {
     let _lock = state.exists().then(|| StateLock::take(state)).transpose()?;
-    Ok(Probe::detach(&pin_directory(state))?)
+    let pins = pin_directory(state);
+    if !pins.exists() {
+        // No error, for nothing is to be removed; but a mistyped directory leaves tracking on.
+        tracing::warn!(
+            "nothing in the kernel belongs to the state directory {}: is it the right --state?",
+            state.display()
+        );
+    }
+    Ok(Probe::detach(&pins)?)
 }
 
 /// Where the kernel side of a state directory is pinned: a name derived from its path.

@@ -13,12 +13,16 @@ use redoubt_control::{Role, RuntimeDirectory};
 use redoubt_log::Name;
 use std::path::PathBuf;
 
+/// Where the help of each command shows what all of them take, apart from its own.
+const COMMON: &str = "Common options";
+
 /// Replicates Linux disks, write by write, to a second site.
 #[derive(Debug, Parser)]
 #[command(
     name = "redoubt",
     version,
     max_term_width = 100,
+    arg_required_else_help = true,
     long_about = "Replicates Linux disks, write by write, to a second site.\n\n\
         A master target at the second site keeps replica disks and recovery points; an agent on \
         each protected machine ships every write to it. All other commands talk to the role that \
@@ -27,10 +31,12 @@ use std::path::PathBuf;
         0  done\n  \
         1  failed; the message says why and what to do\n  \
         2  the command line or a configuration file is wrong\n  \
-        3  done, and the answer is no (--check: cannot be protected; verify: something differs;\n  \
-           inspect: damage)\n  \
+        3  done, and the answer is no: cannot be protected, differs, is damaged\n  \
         4  timed out\n  \
         5  no role behind the runtime directory\n\n\
+        Environment:\n  \
+        REDOUBT_RUNTIME_DIR  as --runtime-dir\n  \
+        REDOUBT_LOG          what is logged: error, warn, info (as without it), debug, trace\n\n\
         First steps:\n  \
         replica#  redoubt master-target --listen 10.0.0.7:7401\n  \
         replica#  redoubt invite --machine web-01\n  \
@@ -38,12 +44,19 @@ use std::path::PathBuf;
         web-01#   redoubt status --watch"
 )]
 pub struct Arguments {
-    /// How the log on standard error is written.
-    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
-    pub log: LogFormat,
+    /// How the log on standard error is written [default: text].
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", help_heading = COMMON)]
+    pub log: Option<LogFormat>,
 
     /// Directory of the roles' sockets [default: /run/redoubt].
-    #[arg(long, global = true, env = RuntimeDirectory::VARIABLE, value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = RuntimeDirectory::VARIABLE,
+        hide_env_values = true,
+        value_name = "DIR",
+        help_heading = COMMON
+    )]
     pub runtime_dir: Option<PathBuf>,
 
     /// What to do.
@@ -58,6 +71,15 @@ pub enum LogFormat {
     Text,
     /// A JSON object a line for programs.
     Json,
+}
+
+impl From<redoubt_control::LogFormat> for LogFormat {
+    fn from(format: redoubt_control::LogFormat) -> Self {
+        match format {
+            redoubt_control::LogFormat::Text => Self::Text,
+            redoubt_control::LogFormat::Json => Self::Json,
+        }
+    }
 }
 
 /// What to do.
@@ -84,6 +106,19 @@ pub enum Command {
     Place(place::Place),
     Completions(completions::Completions),
     Manual(manual::Manual),
+}
+
+impl Command {
+    /// Whether it runs a role, whose file has a word on the log.
+    pub fn is_role(&self) -> bool {
+        match self {
+            #[cfg(feature = "target")]
+            Self::MasterTarget(_) => true,
+            #[cfg(feature = "agent")]
+            Self::Agent(_) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Which role to ask.

@@ -22,19 +22,23 @@ pub mod unprotect;
 pub mod verify;
 
 use crate::arguments::{Arguments, Command};
+use crate::logging::Log;
 use redoubt_control::ExitStatus;
 
 /// Runs the command that was given.
-pub fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
+pub fn run(arguments: &Arguments, log: &Log) -> anyhow::Result<ExitStatus> {
+    if !arguments.command.is_role() {
+        log.start(None);
+    }
     match &arguments.command {
         #[cfg(feature = "target")]
-        Command::MasterTarget(command) => master_target::run(command, arguments),
+        Command::MasterTarget(command) => master_target::run(command, arguments, log),
         #[cfg(feature = "target")]
         Command::Invite(command) => invite::run(command),
         #[cfg(feature = "target")]
         Command::Inspect(command) => inspect::run(command),
         #[cfg(feature = "agent")]
-        Command::Agent(command) => agent::run(command, arguments),
+        Command::Agent(command) => agent::run(command, arguments, log),
         #[cfg(feature = "agent")]
         Command::Disks(command) => disks::run(command),
         Command::Status(command) => status::run(command, &arguments.runtime(None)),

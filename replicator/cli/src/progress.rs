@@ -1,5 +1,5 @@
-//! How far a long request has come: a bar with rate and ETA on a terminal, a line a minute
-//! elsewhere; always on standard error.
+//! How far a long request has come: a bar with rate and ETA on a terminal, a line of the log a
+//! minute elsewhere; always on standard error.
 
 use crate::output::{bytes, seconds};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -36,7 +36,8 @@ impl Progress {
             bar.set_position(done_bytes);
         } else if self.told.elapsed() >= LINE_INTERVAL {
             self.told = Instant::now();
-            eprintln!("{}", line(&self.what, done_bytes, total_bytes, self.started.elapsed()));
+            let elapsed = self.started.elapsed();
+            tracing::info!("{}", line(&self.what, done_bytes, total_bytes, elapsed));
         }
     }
 }

@@ -153,8 +153,23 @@ fn a_wrong_command_line_is_exit_status_2() {
         &["copy-out", "--disk", "sda", "--to", "x", "--point", "newest"],
         &["place", "--machine", "web-01", "--disk", "sda"],
         &["unprotect", "--disk", "../x"],
+        &["status", "--side", "both"],
+        &["verify", "--log", "xml"],
+        #[cfg(feature = "agent")]
+        &["agent", "--check", "--detach"],
+        #[cfg(feature = "agent")]
+        &["agent", "--json"],
+        #[cfg(feature = "agent")]
+        &["agent", "--token", "x", "--token-file", "y"],
+        #[cfg(feature = "agent")]
+        &["agent", "--disk", "sda"],
+        #[cfg(feature = "target")]
+        &["invite", "--data", "x", "--config", "y"],
+        #[cfg(feature = "target")]
+        &["master-target", "--listen", "127.0.0.1:0", "--point-interval", "0s"],
     ] {
-        assert_eq!(site.run(words).status.code(), Some(2), "{words:?}");
+        let output = site.run(words);
+        assert_eq!((output.status.code(), out(&output)), (Some(2), ""), "{words:?}");
     }
     assert_eq!(site.run(&["--help"]).status.code(), Some(0));
 }
@@ -354,23 +369,81 @@ fn a_log_in_json_is_json() {
     assert_eq!(line["level"], "ERROR");
 }
 
+#[cfg(feature = "target")]
+#[test]
+fn a_file_has_a_word_on_the_log_and_the_flag_beats_it() {
+    let site = Site::new();
+    let path = site.base.path().join("target.toml");
+    // With a wildcard it ends before it starts.
+    std::fs::write(&path, "log = \"json\"\nlisten = \"0.0.0.0:0\"\n").expect("a file");
+    let path = path.to_str().expect("UTF-8");
+    let output = site.run(&["master-target", "--config", path]);
+    assert_eq!(output.status.code(), Some(2));
+    let line: serde_json::Value = serde_json::from_str(error(&output)).expect("one JSON object");
+    assert!(line["message"].as_str().is_some_and(|text| text.contains("--advertise")), "{line}");
+    let output = site.run(&["master-target", "--config", path, "--log", "text"]);
+    assert!(error(&output).starts_with("redoubt: agents cannot connect"), "{}", error(&output));
+    std::fs::write(path, "log = \"xml\"\n").expect("a file");
+    let output = site.run(&["--log", "json", "master-target", "--config", path]);
+    let line: serde_json::Value = serde_json::from_str(error(&output)).expect("one JSON object");
+    assert!(line["message"].as_str().is_some_and(|text| text.contains("line 1: ")), "{line}");
+}
+
+/// What the commands are called, as the help lists them.
+fn commands(site: &Site) -> Vec<String> {
+    let help = site.run(&["--help"]);
+    let listed = out(&help).lines().skip_while(|line| *line != "Commands:").skip(1);
+    let names = listed.map_while(|line| line.split_whitespace().next().map(str::to_owned));
+    names.filter(|name| name != "help").collect()
+}
+
 #[test]
 fn every_command_has_a_manual_page() {
     let site = Site::new();
     let pages = site.base.path().join("man1");
     let output = site.run(&["manual", "--to", pages.to_str().expect("UTF-8")]);
     assert_eq!((output.status.code(), out(&output)), (Some(0), ""), "{}", error(&output));
-    let help = site.run(&["--help"]);
-    let commands = out(&help).lines().skip_while(|line| *line != "Commands:").skip(1);
-    let names = commands.map_while(|line| line.split_whitespace().next());
-    let mut seen = 0;
-    for name in names.filter(|name| *name != "help") {
+    let names = commands(&site);
+    for name in &names {
         let page = std::fs::read_to_string(pages.join(format!("redoubt-{name}.1")));
         let page = page.expect(name).replace("\\-", "-");
         assert!(page.contains(&format!("redoubt {name}")), "{name} shows itself");
-        seen += 1;
     }
-    assert_eq!(std::fs::read_dir(&pages).expect("a directory").count(), seen + 1);
+    let pages: Vec<_> = std::fs::read_dir(&pages).expect("a directory").collect();
+    assert_eq!(pages.len(), names.len() + 1);
+    for page in pages {
+        // What `man` runs; it is silent where it understands everything.
+        let page = page.expect("an entry").path();
+        let mut groff = Command::new("groff");
+        groff.args(["-man", "-Tutf8", "-ww", "-rHY=0"]).arg(&page);
+        let shown = groff.output().expect("groff is there: apt-get install groff-base");
+        assert!(shown.status.success() && error(&shown).is_empty(), "{page:?}: {}", error(&shown));
+        assert!(out(&shown).contains("REDOUBT") || out(&shown).contains("redoubt"), "{page:?}");
+    }
+}
+
+#[test]
+fn every_shell_learns_every_command() {
+    let site = Site::new();
+    let names = commands(&site);
+    assert!(names.len() > 10);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = site.run(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}: {}", error(&output));
+        for word in names.iter().map(String::as_str).chain(["runtime-dir", "delete-replica"]) {
+            assert!(out(&output).contains(word), "{shell} knows {word}");
+        }
+    }
+}
+
+#[test]
+fn without_a_word_the_help_is_shown() {
+    let site = Site::new();
+    let output = Command::new(env!("CARGO_BIN_EXE_redoubt")).output().expect("it runs");
+    assert_eq!((output.status.code(), out(&output)), (Some(2), ""));
+    for name in commands(&site) {
+        assert!(error(&output).contains(&format!("  {name} ")), "{name}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! file and line. Flags beat the file; that is decided where flags are known, not here.
 
 use crate::bounded::{PointInterval, RingSize, WindowSize};
-use crate::options::{DiskArgument, HostPort};
+use crate::options::{DiskArgument, HostPort, LogFormat};
 use crate::units::{Size, Span};
 use redoubt_log::Name;
 use serde::Deserialize;
@@ -33,6 +33,8 @@ pub struct AgentFile {
     pub ring: Option<RingSize>,
     /// As `--window`.
     pub window: Option<WindowSize>,
+    /// As `--log`.
+    pub log: Option<LogFormat>,
 }
 
 /// One `[[disk]]` of `agent.toml`.
@@ -68,6 +70,8 @@ pub struct TargetFile {
     pub journal_budget: Option<Size>,
     /// As `--runtime-dir`.
     pub runtime_dir: Option<PathBuf>,
+    /// As `--log`.
+    pub log: Option<LogFormat>,
 }
 
 /// What is wrong with a configuration file.
@@ -161,20 +165,24 @@ mod tests {
             "data = \"/srv\"\nlisten = \"0.0.0.0:7401\"\nadvertise = \"h.example:7401\"\n\
              point_interval = \"5s\"\n\
              keep = \"30d\"\njournal_keep = \"0s\"\njournal_budget = \"1GiB\"\n\
-             runtime_dir = \"/run/x\"\n",
+             runtime_dir = \"/run/x\"\nlog = \"json\"\n",
         )
         .unwrap();
         assert_eq!(target.listen.unwrap().port(), 7401);
         assert_eq!(target.advertise.unwrap().host, "h.example");
         assert_eq!(target.keep.unwrap().to_string(), "30d");
         assert_eq!(target.journal_budget.unwrap().0, 1 << 30);
+        assert_eq!((target.log, target.data), (Some(LogFormat::Json), Some("/srv".into())));
         let agent: AgentFile = parse(
             Path::new("a"),
-            "state = \"/s\"\nring = \"8MiB\"\n[[disk]]\ndevice = \"/dev/sda\"\n[[disk]]\n\
+            "state = \"/s\"\ntoken_file = \"/t\"\nruntime_dir = \"/run/x\"\nring = \"8MiB\"\n\
+             window = \"16MiB\"\nlog = \"text\"\n[[disk]]\ndevice = \"/dev/sda\"\n[[disk]]\n\
              device = \"/dev/sdb\"\nname = \"db\"\n",
         )
         .unwrap();
         assert_eq!(agent.ring, Some("8MiB".parse().unwrap()));
+        assert_eq!(agent.window, Some("16MiB".parse().unwrap()));
+        assert_eq!((agent.log, agent.token_file), (Some(LogFormat::Text), Some("/t".into())));
         let disks: Vec<_> = agent.disk.into_iter().map(DiskArgument::from).collect();
         assert_eq!(disks, ["/dev/sda".parse().unwrap(), "/dev/sdb=db".parse().unwrap()]);
     }
@@ -202,6 +210,8 @@ mod tests {
         assert!(device.contains("line 3: \"sda\" is not a device"), "{device}");
         let name = error::<AgentFile>("[[disk]]\ndevice = \"/dev/sda\"\nname = \"A B\"\n");
         assert!(name.contains("line 3: name \"A B\" is not allowed"), "{name}");
+        let log = error::<AgentFile>("\n\nlog = \"xml\"\n");
+        assert!(log.contains("line 3: unknown variant `xml`, expected `text` or `json`"), "{log}");
         let syntax = error::<AgentFile>("state = \"/s\"\nring = = 3\n");
         assert!(syntax.contains("line 2: "), "{syntax}");
         let twice = error::<AgentFile>("state = \"/s\"\nstate = \"/t\"\n");

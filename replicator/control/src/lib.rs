@@ -26,7 +26,8 @@ pub use bounded::{PointInterval, RingSize, WindowSize};
 pub use exit::ExitStatus;
 pub use inspection::Inspection;
 pub use options::{
-    AgentOptions, DiskArgument, HostPort, InspectOptions, InviteOptions, TargetOptions, Token,
+    AgentOptions, DiskArgument, HostPort, InspectOptions, InviteOptions, LogFormat, TargetOptions,
+    Token,
 };
 pub use request::{PointSelector, Request};
 pub use response::Response;

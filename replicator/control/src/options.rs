@@ -4,6 +4,7 @@
 use crate::runtime::RuntimeDirectory;
 use redoubt_log::Name;
 use redoubt_log::name::NameError;
+use serde::Deserialize;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -84,6 +85,16 @@ pub struct InspectOptions {
     pub directory: PathBuf,
     /// Whether to finish first what an apply has left half done.
     pub finish: bool,
+}
+
+/// How a role's log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// A line of text for people.
+    Text,
+    /// A JSON object a line for programs.
+    Json,
 }
 
 /// A disk to protect: `DEV` or `DEV=NAME`.

@@ -3,6 +3,7 @@
 
 use super::disks;
 use crate::arguments::Arguments;
+use crate::logging::Log;
 use crate::{output, roles};
 use anyhow::Context;
 use clap::Args;
@@ -80,8 +81,9 @@ const STATE_DEFAULT: &str = "/var/lib/redoubt/agent";
 const TOKEN_LIMIT_BYTES: u64 = 64 << 10;
 
 /// Runs the role to its end, or checks, or detaches.
-pub fn run(command: &Agent, arguments: &Arguments) -> anyhow::Result<ExitStatus> {
+pub fn run(command: &Agent, arguments: &Arguments, log: &Log) -> anyhow::Result<ExitStatus> {
     let file: AgentFile = config::load(command.config.as_deref(), Path::new(AGENT_FILE))?;
+    log.start(file.log.map(Into::into));
     let token_file = command.token_file.clone().or_else(|| file.token_file.clone());
     let mut options = merge(command, file, arguments);
     if command.detach {

@@ -3,6 +3,7 @@
 
 use crate::arguments::Arguments;
 use crate::failure::{explain, usage};
+use crate::logging::Log;
 use crate::output::{self, Reader};
 use crate::roles;
 use clap::Args;
@@ -23,13 +24,15 @@ const DATA_DEFAULT: &str = "/var/lib/redoubt/target";
     long_about = "Run the master target: it takes what agents ship, applies it to replica disks \
         and keeps recovery points.\n\n\
         The first start makes the site's identity. Replica disks are sparse files below the data \
-        directory. Prints `listening on ADDR:PORT` once it serves, and runs until SIGTERM.",
+        directory, or devices that `redoubt place` has chosen. Prints `listening on ADDR:PORT` \
+        once it serves, and runs until SIGTERM.",
     after_long_help = "Examples:\n  \
         redoubt master-target --listen 10.0.0.7:7401\n  \
         redoubt master-target --data /srv/replicas --listen 0.0.0.0:7401 \\\n    \
         --advertise replica.example.org:7401 --point-interval 10s --keep 1d\n\n\
         What it runs with may stand in /etc/redoubt/target.toml, too; flags beat it:\n  \
         listen = \"10.0.0.7:7401\"\n  \
+        point_interval = \"10s\"\n  \
         keep = \"1d\""
 )]
 pub struct MasterTarget {
@@ -68,8 +71,9 @@ pub struct MasterTarget {
 }
 
 /// Runs the role to its end.
-pub fn run(command: &MasterTarget, arguments: &Arguments) -> anyhow::Result<ExitStatus> {
+pub fn run(command: &MasterTarget, arguments: &Arguments, log: &Log) -> anyhow::Result<ExitStatus> {
     let file = load(command.config.as_deref())?;
+    log.start(file.log.map(Into::into));
     let options = merge(command, file, arguments)?;
     roles::run_target(options, |address| {
         match output::show(&format!("listening on {address}\n")) {
@@ -139,6 +143,8 @@ mod tests {
         let options = merged(&["--listen", "127.0.0.1:0"], TargetFile::default()).unwrap();
         assert_eq!(options.data, Path::new("/var/lib/redoubt/target"));
         assert_eq!((options.point_interval.as_secs(), options.keep.as_secs()), (5, 3600));
+        assert_eq!((options.journal_keep.as_secs(), options.journal_budget_bytes), (0, 4 << 30));
+        assert_eq!(options.advertise, None);
     }
 
     #[test]
