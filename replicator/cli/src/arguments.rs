@@ -160,6 +160,9 @@ impl Arguments {
 }
 
 #[cfg(test)]
+mod contract;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
