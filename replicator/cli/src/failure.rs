@@ -14,6 +14,7 @@ pub struct Failure {
 }
 
 /// The error that the command line or a configuration is wrong.
+#[cfg(any(feature = "target", test))]
 pub fn usage(message: impl ToString) -> anyhow::Error {
     Failure { status: ExitStatus::Usage, message: message.to_string() }.into()
 }
