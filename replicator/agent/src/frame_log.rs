@@ -24,10 +24,6 @@ const SPARE_BUFFERS: usize = 12;
 /// they stay within the agent's 96 MiB.
 pub(crate) const WAITING_FRAMES: usize = 16;
 
-/// Bits of a sequence that count within one incarnation, so that no run's numbers are ever used by
-/// another: a run may log 10^12 records, and a machine have 16 million runs.
-const SEQUENCE_BITS: u32 = 40;
-
 /// What is looked at as a whole when a disk's content is searched for zeros.
 const ZERO_UNIT_BYTES: usize = 4096;
 
@@ -94,7 +90,7 @@ pub(crate) struct FrameLog {
 impl FrameLog {
     /// A log whose first frame follows `resume` at the target, with numbers above those `used`.
     pub fn new(terms: Terms, resume: Sequence, used: Sequence, now: Time) -> Self {
-        let first = Sequence((terms.incarnation.0 << SEQUENCE_BITS) + 1).max(used.next());
+        let first = Sequence::first_of(terms.incarnation).max(used.next());
         Self {
             terms,
             pool: FramePool::new(SPARE_BUFFERS),

@@ -94,6 +94,22 @@ number_newtype!(
     /// before all.
     Sequence
 );
+/// Bits of a sequence that count within one incarnation, so that no run's numbers are ever used by
+/// another: a run may log 10^12 records, and a machine have 16 million runs.
+const SEQUENCE_BITS: u32 = 40;
+
+impl Sequence {
+    /// The first number of a run.
+    pub const fn first_of(run: Incarnation) -> Self {
+        Self((run.0 << SEQUENCE_BITS) + 1)
+    }
+
+    /// The run that gave a record this number.
+    pub const fn run(self) -> Incarnation {
+        Incarnation(self.0 >> SEQUENCE_BITS)
+    }
+}
+
 number_newtype!(
     /// Nanoseconds since 1970-01-01T00:00:00Z by the writing machine's wall clock.
     WallTime

@@ -165,6 +165,13 @@ impl TargetPast {
             Some(_) if known > newest => Continuity::Lost(format!(
                 "the target knows of {newest} runs, the agent of {known}: the target was restored"
             )),
+            // An agent remembers its number before it writes: this log has records of a run that
+            // this state directory never had, so of another disk perhaps.
+            Some(_) if known < durable.run() => Continuity::Lost(format!(
+                "run {} has written the log, the agent knows of {known}: \
+                 its state directory was copied or restored",
+                durable.run()
+            )),
             Some(_) => Continuity::Goes(generation),
         }
     }

@@ -71,6 +71,13 @@ fn continuity_is_lost_with_a_reason_whenever_it_is_not_proven() {
         let (_, continuity) = incarnation_and_continuity(&hello);
         assert!(matches!(continuity, Continuity::Lost(_)), "{hello:?}");
     }
+    let copied = Hello { run: RunId([9; 16]), held: None, ..hello() };
+    let written_by = |run| {
+        let durable = Sequence::first_of(Incarnation(run)).next();
+        past().admit(MACHINE, &copied, durable).unwrap().continuity
+    };
+    assert!(matches!(written_by(5), Continuity::Lost(_)), "another run has written");
+    assert_eq!(written_by(4), Continuity::Goes(LOG));
     let ahead = Hello { run: RunId([9; 16]), held: None, ..hello() };
     let ahead = Hello { last_incarnation: Some(Incarnation(7)), ..ahead };
     assert_eq!(incarnation_and_continuity(&ahead).0, 8, "no number is given twice");
