@@ -58,6 +58,15 @@ pub enum AgentError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Others could stand in for the disks' locks.
+    #[error(
+        "lock directory {path} is not a directory that only this user may write to: remove it, and \
+         it is made anew"
+    )]
+    LockDirectory {
+        /// The directory, or what is in its place.
+        path: PathBuf,
+    },
     /// Another agent protects the disk, or a target has it for a replica.
     #[error(
         "{device}: {holder} has this disk already: stop it, or let it go there (`redoubt \

@@ -45,6 +45,7 @@ fn refused(device: &BlockDevice, error: LockError) -> AgentError {
     let path = device.path.clone();
     match error {
         LockError::Failed { path, source } => AgentError::Lock { path, source },
+        LockError::Open { path } => AgentError::LockDirectory { path },
         LockError::Held(held)
             if held.start == bytes(device).start && held.length == bytes(device).length =>
         {

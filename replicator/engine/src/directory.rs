@@ -86,7 +86,7 @@ impl DirectoryStorage {
         let who = format!("the target with --data {}", root.display());
         DiskLock::take(bytes, &who).map_err(|error| match error {
             LockError::Held(_) => io::Error::new(io::ErrorKind::ResourceBusy, error),
-            LockError::Failed { .. } => io::Error::other(error),
+            LockError::Failed { .. } | LockError::Open { .. } => io::Error::other(error),
         })
     }
 }

@@ -2,9 +2,9 @@
 //! lies on it. Advisory locks, which end with the process, whatever ends it.
 
 use nix::fcntl::{FcntlArg, fcntl};
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const DIRECTORY: &str = "/run/lock/redoubt";
@@ -45,6 +45,16 @@ pub enum LockError {
         /// What the system said.
         source: io::Error,
     },
+    /// Others could stand in for what the locks are made of.
+    #[error(
+        "lock directory {path} is not a directory that only this user may write to: remove it, and \
+         it is made anew",
+        path = path.display()
+    )]
+    Open {
+        /// The directory, or what is in its place.
+        path: PathBuf,
+    },
 }
 
 /// The lock of a disk: of its bytes within a file that stands for the whole disk. So a disk and its
@@ -58,8 +68,7 @@ impl DiskLock {
     /// Takes it, or says who has what of it; `who` is what others are told meanwhile.
     pub fn take(bytes: DiskBytes, who: &str) -> Result<Self, LockError> {
         let directory = Path::new(DIRECTORY);
-        let failed = |source| LockError::Failed { path: directory.to_owned(), source };
-        fs::create_dir_all(directory).map_err(failed)?;
+        make_private(directory)?;
         Self::take_in(directory, bytes, who)
     }
 
@@ -71,8 +80,8 @@ impl DiskLock {
         // Of the open file, not of the process: a disk that is asked for twice conflicts, too.
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&exclusive(bytes))) {
             Ok(_) => {
-                let named = fs::write(said(directory, bytes.diskseq, bytes.start), who);
-                named.map_err(failed)?;
+                let said = open(&said(directory, bytes.diskseq, bytes.start));
+                said.and_then(|said| say(said, who)).map_err(failed)?;
                 Ok(Self { _file: file })
             }
             Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
@@ -113,13 +122,39 @@ fn said(directory: &Path, diskseq: u64, start: u64) -> PathBuf {
     directory.join(format!("{diskseq}.{start}"))
 }
 
+/// Makes the directory unless it is there. Its parent is everybody's to write to: what is there may
+/// be anybody's, and lead anywhere.
+fn make_private(directory: &Path) -> Result<(), LockError> {
+    let failed = |source| LockError::Failed { path: directory.to_owned(), source };
+    match DirBuilder::new().mode(0o700).recursive(true).create(directory) {
+        // A file or a dangling link in its place: told below.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(directory).map_err(failed)?;
+    let is_ours = found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & 0o022 == 0;
+    if found.is_dir() && is_ours {
+        Ok(())
+    } else {
+        Err(LockError::Open { path: directory.to_owned() })
+    }
+}
+
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
+fn say(mut said: File, who: &str) -> io::Result<()> {
+    said.set_len(0)?;
+    said.write_all(who.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn bytes(part: Option<(u64, u64)>) -> DiskBytes {
         let (start, length) = part.map_or((0, None), |(start, length)| (start, Some(length)));
@@ -153,5 +188,44 @@ mod tests {
         let _held = take(second, "another").unwrap();
         assert_eq!(refused(whole).who, "another");
         take(DiskBytes { diskseq: 43, ..whole }, "of another disk").unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let refused = |path: &Path| matches!(make_private(path), Err(LockError::Open { .. }));
+        let directory = base.path().join("locks");
+        make_private(&directory).unwrap();
+        assert_eq!(fs::metadata(&directory).unwrap().mode() & 0o777, 0o700);
+        make_private(&directory).unwrap();
+        let link = base.path().join("link");
+        std::os::unix::fs::symlink(&directory, &link).unwrap();
+        assert!(refused(&link), "a link to a directory of ours");
+        let file = base.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(refused(&file), "a file");
+        for mode in [0o720, 0o702] {
+            fs::set_permissions(&directory, fs::Permissions::from_mode(mode)).unwrap();
+            assert!(refused(&directory), "mode {mode:o}");
+        }
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        make_private(&directory).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(&directory, Some(65_534), None).unwrap();
+            assert!(refused(&directory), "another user's");
+        }
+    }
+
+    #[test]
+    fn no_lock_is_made_through_a_link() {
+        for name in ["42", "42.0"] {
+            let base = tempfile::tempdir().unwrap();
+            let victim = base.path().join("victim");
+            fs::write(&victim, "what others must not touch").unwrap();
+            std::os::unix::fs::symlink(&victim, base.path().join(name)).unwrap();
+            let error = DiskLock::take_in(base.path(), bytes(None), "somebody").unwrap_err();
+            assert!(matches!(error, LockError::Failed { .. }), "{name}: {error}");
+            assert_eq!(fs::read_to_string(&victim).unwrap(), "what others must not touch");
+        }
     }
 }
