@@ -19,8 +19,8 @@ const SLOT: DiskIndex = DiskIndex(DiskIndex::LIMIT - 1);
 const SCRATCH_BYTES: u64 = 4 << 20;
 /// Direct writes come from memory aligned to this.
 const ALIGNMENT: usize = 4096;
-/// One event that the kernel did not bring must not decide how a whole run is tracked; what is
-/// wrong stays wrong, however often it is tried.
+/// One event that the kernel did not bring must not decide how a whole run is tracked. What came
+/// wrong was wrong, however often it comes right afterwards.
 const TRIALS: usize = 3;
 /// Another process may take the free loop device that we were told of.
 const CONFIGURE_ATTEMPTS: u32 = 16;
@@ -49,6 +49,39 @@ fn steps_for(ring_bytes: u64) -> [(ByteRange, Operation); STEP_COUNT] {
 enum Seen {
     Submitted { range: ByteRange, operation: Operation, data: Option<Vec<u8>> },
     Completed { range: ByteRange, failed: bool },
+}
+
+/// Why a trial proves nothing.
+#[derive(Debug, PartialEq, Eq)]
+enum Wrong {
+    /// Something did not come: another trial may bring it.
+    Missing(String),
+    /// What came contradicts the order in which it was written.
+    Order(String),
+    /// What came has other bytes than were written.
+    Bytes(String),
+}
+
+impl Wrong {
+    fn order(what: impl Into<String>) -> Self {
+        Self::Order(what.into())
+    }
+}
+
+/// How much of a step came.
+#[derive(Clone, Default)]
+struct Counts {
+    submitted: u64,
+    completed: u64,
+    /// At some time more had ended than had begun.
+    ended_early: bool,
+}
+
+impl Counts {
+    fn complete(&mut self, length: u64) {
+        self.completed += length;
+        self.ended_early |= self.completed > self.submitted;
+    }
 }
 
 /// What a trial must show beside marks and order.
@@ -85,7 +118,10 @@ fn try_all(
     for _ in 0..TRIALS {
         match trial_run(attached, scratch, Trial::Order)? {
             Ok(()) => return try_data(attached, scratch, bases),
-            Err(reason) => failed = reason,
+            Err(Wrong::Missing(reason)) => failed = reason,
+            Err(Wrong::Order(reason) | Wrong::Bytes(reason)) => {
+                return Ok(Capability::Bitmap(reason));
+            }
         }
     }
     Ok(Capability::Bitmap(failed))
@@ -98,12 +134,19 @@ fn try_data(
 ) -> Result<Capability, ProbeError> {
     attached.set_mode(SLOT, CaptureMode::Data)?;
     let mut failed = "no place of the kernel's pages is known".to_owned();
-    for (number, candidate) in bases.iter().cycle().take(TRIALS * bases.len()).enumerate() {
-        attached.set_bases(Some(*candidate));
+    let mut refuted = vec![false; bases.len()];
+    for number in 0..TRIALS * bases.len() {
+        let place = number % bases.len();
+        if refuted[place] {
+            continue;
+        }
+        attached.set_bases(Some(bases[place]));
         let seed = u8::try_from(number).unwrap_or(u8::MAX);
         match trial_run(attached, scratch, Trial::Data(seed))? {
             Ok(()) => return Ok(Capability::Data),
-            Err(reason) => failed = reason,
+            Err(Wrong::Missing(reason)) => failed = reason,
+            Err(Wrong::Bytes(reason)) => (failed, refuted[place]) = (reason, true),
+            Err(Wrong::Order(reason)) => return Ok(Capability::Bitmap(reason)),
         }
     }
     Ok(Capability::Order(failed))
@@ -115,7 +158,7 @@ fn trial_run(
     attached: &mut Attached,
     scratch: &Scratch,
     trial: Trial,
-) -> Result<Result<(), String>, ProbeError> {
+) -> Result<Result<(), Wrong>, ProbeError> {
     // Losses of an earlier trial would show as this one's.
     let lost = attached.lost(SLOT);
     let steps = steps_for(attached.ring_bytes());
@@ -137,7 +180,8 @@ fn trial_run(
         return Err(ProbeError::Blind);
     }
     if attached.lost(SLOT) != lost {
-        return Ok(Err("events of the proof found no room in the ring".to_owned()));
+        let what = "events of the proof found no room in the ring".to_owned();
+        return Ok(Err(Wrong::Missing(what)));
     }
     Ok(compare(&steps, &seen, trial))
 }
@@ -155,45 +199,73 @@ fn keep(event: Event<'_>) -> Option<Seen> {
 }
 
 /// Each step must be submitted as a whole and end as a whole before the next one begins.
-fn compare(steps: &[(ByteRange, Operation)], seen: &[Seen], trial: Trial) -> Result<(), String> {
-    let mut events = seen.iter();
-    for (number, (step, operation)) in steps.iter().copied().enumerate() {
-        let length = step.length;
-        let (mut submitted, mut completed) = (0, 0);
-        while completed < length {
-            match events.next() {
-                Some(Seen::Submitted { range, operation: found, data }) => {
-                    if *found != operation || !step.contains(range) {
-                        return Err(format!("write {number} of the proof came out of order"));
-                    }
-                    let expected = match trial {
-                        Trial::Data(seed) if operation == Operation::Write => {
-                            Some(pattern(number, *range, seed))
-                        }
-                        _ => None,
-                    };
-                    if *data != expected {
-                        return Err(format!("write {number} of the proof came with other bytes"));
-                    }
-                    submitted += range.length;
-                }
-                Some(Seen::Completed { range, failed: false }) if step.contains(range) => {
-                    completed += range.length;
-                }
-                Some(Seen::Completed { .. }) => {
-                    return Err(format!("the end of write {number} of the proof came wrong"));
-                }
-                None => return Err(format!("write {number} of the proof did not come whole")),
+fn compare(steps: &[(ByteRange, Operation)], seen: &[Seen], trial: Trial) -> Result<(), Wrong> {
+    let mut counts = vec![Counts::default(); steps.len()];
+    let mut current = 0;
+    for event in seen {
+        let (Seen::Submitted { range, .. } | Seen::Completed { range, .. }) = event;
+        let step = steps.iter().position(|(step, _)| step.contains(range));
+        let number =
+            step.ok_or_else(|| Wrong::order("the proof saw a write that it did not make"))?;
+        if number < current {
+            return Err(Wrong::order(format!("write {number} of the proof came out of order")));
+        }
+        current = number;
+        let (step, operation) = steps[number];
+        let counts = &mut counts[number];
+        match event {
+            Seen::Submitted { operation: found, .. } if *found != operation => {
+                let what = format!("write {number} of the proof came as another operation");
+                return Err(Wrong::Order(what));
             }
+            Seen::Submitted { data, .. } => {
+                let trial = if operation == Operation::Write { trial } else { Trial::Order };
+                compare_bytes(number, *range, data.as_deref(), trial)?;
+                counts.submitted += range.length;
+            }
+            Seen::Completed { failed: true, .. } => {
+                let what = format!("the end of write {number} of the proof came wrong");
+                return Err(Wrong::Order(what));
+            }
+            Seen::Completed { .. } => counts.complete(range.length),
         }
-        if submitted != length {
-            return Err(format!("write {number} of the proof was submitted in part"));
+        if counts.submitted > step.length || counts.completed > step.length {
+            return Err(Wrong::order("the proof saw more writes than it made"));
         }
     }
-    if events.next().is_some() {
-        return Err("the proof saw more writes than it made".to_owned());
+    // What is wrong whatever has not come goes first.
+    let counts = || counts.iter().zip(steps).enumerate();
+    let is_whole =
+        |counts: &Counts, length| (counts.submitted, counts.completed) == (length, length);
+    let backwards = |(counts, (step, _)): (&Counts, &(ByteRange, _))| {
+        counts.ended_early && is_whole(counts, step.length)
+    };
+    if let Some((number, _)) = counts().find(|(_, it)| backwards(*it)) {
+        let what = format!("write {number} of the proof ended before it was submitted");
+        return Err(Wrong::Order(what));
     }
-    Ok(())
+    match counts().find(|(_, (counts, (step, _)))| !is_whole(counts, step.length)) {
+        Some((number, _)) => {
+            Err(Wrong::Missing(format!("write {number} of the proof did not come whole")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn compare_bytes(
+    number: usize,
+    range: ByteRange,
+    data: Option<&[u8]>,
+    trial: Trial,
+) -> Result<(), Wrong> {
+    match (trial, data) {
+        (Trial::Order, None) => Ok(()),
+        (Trial::Data(seed), Some(data)) if data == pattern(number, range, seed) => Ok(()),
+        (Trial::Data(_), None) => {
+            Err(Wrong::Missing(format!("write {number} of the proof came without its bytes")))
+        }
+        _ => Err(Wrong::Bytes(format!("write {number} of the proof came with other bytes"))),
+    }
 }
 
 /// Bytes that differ with step, place and trial, so that no wrong page looks right. A
@@ -302,4 +374,104 @@ fn configure(device: File, backing: &OwnedFd) -> io::Result<File> {
     // SAFETY: the request reads one int, which lives until it returns.
     unsafe { requests::set_read_only(device.as_raw_fd(), &0) }?;
     Ok(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RING_BYTES: u64 = 64 << 20;
+
+    fn submitted(number: usize, trial: Trial) -> Seen {
+        let (range, operation) = steps_for(RING_BYTES)[number];
+        let data = match trial {
+            Trial::Data(seed) if operation == Operation::Write => {
+                Some(pattern(number, range, seed))
+            }
+            _ => None,
+        };
+        Seen::Submitted { range, operation, data }
+    }
+
+    fn completed(number: usize) -> Seen {
+        Seen::Completed { range: steps_for(RING_BYTES)[number].0, failed: false }
+    }
+
+    /// All that a trial should see, two events a step.
+    fn right(trial: Trial) -> Vec<Seen> {
+        (0..STEP_COUNT).flat_map(|number| [submitted(number, trial), completed(number)]).collect()
+    }
+
+    fn verdict(seen: &[Seen], trial: Trial) -> Result<(), Wrong> {
+        compare(&steps_for(RING_BYTES), seen, trial)
+    }
+
+    #[test]
+    fn what_comes_right_is_right() {
+        for trial in [Trial::Order, Trial::Data(3)] {
+            assert_eq!(verdict(&right(trial), trial), Ok(()));
+        }
+    }
+
+    #[test]
+    fn any_event_that_does_not_come_is_missing() {
+        for trial in [Trial::Order, Trial::Data(3)] {
+            for lost in 0..2 * STEP_COUNT {
+                let mut seen = right(trial);
+                seen.remove(lost);
+                let verdict = verdict(&seen, trial);
+                assert!(matches!(verdict, Err(Wrong::Missing(_))), "{lost}: {verdict:?}");
+            }
+        }
+        let mut seen = right(Trial::Data(3));
+        seen[0] = submitted(0, Trial::Order);
+        assert!(matches!(verdict(&seen, Trial::Data(3)), Err(Wrong::Missing(_))));
+    }
+
+    #[test]
+    fn any_two_events_that_change_places_are_out_of_order() {
+        for one in 0..2 * STEP_COUNT {
+            for other in one + 1..2 * STEP_COUNT {
+                let mut seen = right(Trial::Order);
+                seen.swap(one, other);
+                let verdict = verdict(&seen, Trial::Order);
+                assert!(matches!(verdict, Err(Wrong::Order(_))), "{one} {other}: {verdict:?}");
+            }
+        }
+    }
+
+    /// Whatever is missing beside it.
+    #[test]
+    fn what_was_not_written_is_a_contradiction() {
+        let order = |change: fn(&mut Vec<Seen>)| {
+            let mut seen = right(Trial::Order);
+            change(&mut seen);
+            seen.pop();
+            let verdict = verdict(&seen, Trial::Order);
+            assert!(matches!(verdict, Err(Wrong::Order(_))), "{verdict:?}");
+        };
+        order(|seen| seen.insert(1, submitted(0, Trial::Order)));
+        order(|seen| seen.insert(2, completed(0)));
+        order(|seen| {
+            let range = ByteRange::new(3 << 20, 4096);
+            seen.insert(0, Seen::Completed { range, failed: false });
+        });
+        order(|seen| {
+            let range = steps_for(RING_BYTES)[0].0;
+            seen[1] = Seen::Completed { range, failed: true };
+        });
+        order(|seen| {
+            let range = steps_for(RING_BYTES)[0].0;
+            seen[0] = Seen::Submitted { range, operation: Operation::Discard, data: None };
+        });
+    }
+
+    #[test]
+    fn other_bytes_are_a_contradiction() {
+        let mut seen = right(Trial::Data(3));
+        seen[0] = submitted(0, Trial::Data(2));
+        seen.pop();
+        assert!(matches!(verdict(&seen, Trial::Data(3)), Err(Wrong::Bytes(_))));
+        assert!(matches!(verdict(&right(Trial::Data(3)), Trial::Order), Err(Wrong::Bytes(_))));
+    }
 }
