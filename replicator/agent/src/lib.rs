@@ -75,7 +75,11 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     create_private_directory(&options.state)?;
     create_private_directory(options.runtime.path())?;
     let _lock = StateLock::take(&options.state)?;
-    let disks = ProtectedDisks::open(&options.state, &options.disks)?;
+    let disks = ProtectedDisks::open(&options.state, &options.disks);
+    if matches!(disks, Err(AgentError::NoDisk)) {
+        finish_last_end(&options.state)?;
+    }
+    let disks = disks?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -92,6 +96,20 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     privileges::lock_memory();
     privileges::drop_to_needed()?;
     protect(&options, identity, disks, source, runtime, stop)
+}
+
+/// With no disk left no tracker is attached that would let go what the end of the last one, cut in
+/// the middle, has left in the kernel.
+fn finish_last_end(state: &Path) -> Result<(), AgentError> {
+    let pins = pin_directory(state);
+    if pins.exists() {
+        Probe::detach(&pins)?;
+        tracing::warn!(
+            "the end of the last disk's protection was cut: nothing is tracked any more; where the \
+             target shows the disk as protected, `redoubt unprotect` there tells it"
+        );
+    }
+    Ok(())
 }
 
 /// Ships what the tracker sees, with the owner and the sealer in threads of their own, until told

@@ -9,7 +9,9 @@ use redoubt_e2e::orders::{
     place, said, streaming, wait_for,
 };
 use redoubt_e2e::site::{Plan, Role, Site};
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 fn plan<'a>(disks: &[(&'a str, &'a Path)]) -> Plan<'a> {
@@ -116,11 +118,6 @@ fn the_last_disk_is_let_go() -> Result<()> {
         let disk = half_full(&scratch.path().join("disk.img"), 16 * MIB)?;
         let mut site = Site::start(scratch.path(), &plan(&[("data", &disk.device)]))?;
         streaming(&site, "data")?;
-        let pins = || -> Result<Vec<String>> {
-            let entries = std::fs::read_dir("/sys/fs/bpf")?.collect::<Result<Vec<_>, _>>()?;
-            let names = entries.iter().map(|entry| entry.file_name().to_string_lossy().into());
-            Ok(names.filter(|name: &String| name.starts_with("redoubt-")).collect())
-        };
         let before = pins()?.len();
         let told = ordered(&site, side, &["unprotect", "--disk", "data"])?;
         said(&told, if side == Role::Agent { "and the agent ends" } else { "has let it go" })?;
@@ -135,6 +132,45 @@ fn the_last_disk_is_let_go() -> Result<()> {
         end(site)?;
     }
     Ok(())
+}
+
+/// As a kill leaves it once the end is remembered: a start with nothing to protect says so, and
+/// leaves nothing in the kernel.
+#[test]
+fn the_last_end_is_finished_when_it_was_cut() -> Result<()> {
+    keep_mounts_private()?;
+    let scratch = scratch()?;
+    let state = scratch.path().join("state");
+    let disk = half_full(&scratch.path().join("disk.img"), 16 * MIB)?;
+    let before = pins()?;
+    let mut site = Site::start(scratch.path(), &plan(&[("data", &disk.device)]))?;
+    streaming(&site, "data")?;
+    site.kill_role(Role::Agent)?;
+    let file = state.join("state.json");
+    let mut known: serde_json::Value = serde_json::from_slice(&fs::read(&file)?)?;
+    let disk_of = known["disks"].as_array_mut().and_then(Vec::pop).context("no disk")?;
+    known["ended"] = serde_json::json!([{ "index": disk_of["index"], "name": disk_of["name"] }]);
+    fs::write(&file, serde_json::to_vec(&known)?)?;
+    ensure!(pins()?.len() == before.len() + 1, "{:?}", pins()?);
+    let mut agent = site.command(Role::Agent);
+    let ended = output(agent.arg("agent").arg("--state").arg(&state))?;
+    ensure!(ended.status.code() == Some(1), "{ended:?}");
+    said(&text(&ended.stderr), "no disk to protect")?;
+    said(&text(&ended.stderr), "nothing is tracked any more")?;
+    ensure!(pins()? == before, "{:?}", pins()?);
+    // The target learns it once there is something to protect.
+    site.start_role(Role::Agent)?;
+    streaming(&site, "data")?;
+    wait_for(&site, Role::Target, "data.ended-0", "paused", "unprotected-by-agent")?;
+    end(site)
+}
+
+/// What agents have pinned in the kernel.
+fn pins() -> Result<BTreeSet<PathBuf>> {
+    let entries = fs::read_dir("/sys/fs/bpf").context("bpffs is not mounted")?;
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let is_ours = |path: &PathBuf| path.to_string_lossy().contains("/redoubt-");
+    Ok(paths.into_iter().filter(is_ours).collect())
 }
 
 /// What an agent of this machine protects is no replica's place, and what a target has for a
