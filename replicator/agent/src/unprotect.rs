@@ -97,11 +97,12 @@ impl Owner {
         if !disks.is_empty() {
             self.verify.fail(&mut self.tracking, "the protection of a disk ends");
         }
+        let mut failed = None;
         for (index, name) in &disks {
             if let Err(error) = self.end(*index) {
                 tracing::error!(disk = %name, %error, "the protection of a disk does not end");
-                reply(Err(error.to_string()));
-                return Ok(());
+                failed = Some(format!("{name}: {error}"));
+                break;
             }
             tracing::warn!(disk = %name, "protected no more");
             if matches!(which, Which::Told(_)) {
@@ -109,13 +110,19 @@ impl Owner {
                 self.audit.done("unprotect", &object, ORDERED_AT_TARGET.to_owned());
             }
         }
+        // Also where one has failed: those before it have ended.
         self.note(Note::Disks(self.disks.descriptions()));
         self.show_orders();
         if self.disks.is_empty() {
             self.marks.fail_all("the protection of every disk has ended");
         }
-        let deadline = Instant::now() + TARGET_PATIENCE;
-        self.endings.waiting.push(Waiting { disks, deadline, reply });
+        match failed {
+            Some(why) => reply(Err(why)),
+            None => {
+                let deadline = Instant::now() + TARGET_PATIENCE;
+                self.endings.waiting.push(Waiting { disks, deadline, reply });
+            }
+        }
         Ok(())
     }
 

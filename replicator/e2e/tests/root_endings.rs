@@ -6,7 +6,7 @@ use redoubt_e2e::command::{output, run, text, wait_until};
 use redoubt_e2e::disk::{LoopDisk, keep_mounts_private, scratch};
 use redoubt_e2e::orders::{
     BOTH, MIB, WITHIN, audited, end, equal, fill, half_full, host, invite, not_placed, ordered,
-    place, said, streaming, wait_for,
+    place, refused, said, streaming, wait_for,
 };
 use redoubt_e2e::site::{Plan, Role, Site};
 use std::collections::BTreeSet;
@@ -163,6 +163,60 @@ fn the_last_end_is_finished_when_it_was_cut() -> Result<()> {
     streaming(&site, "data")?;
     wait_for(&site, Role::Target, "data.ended-0", "paused", "unprotected-by-agent")?;
     end(site)
+}
+
+/// The disks before it have ended, and are shown no more at once; those behind it are protected;
+/// its own end is finished by the next start.
+#[test]
+fn an_end_that_fails_leaves_the_others_as_they_are() -> Result<()> {
+    keep_mounts_private()?;
+    let scratch = scratch()?;
+    let make = |name: &str| half_full(&scratch.path().join(name), 16 * MIB);
+    let (first, second, third) = (make("first.img")?, make("second.img")?, make("third.img")?);
+    let all = [("first", &first), ("second", &second), ("third", &third)];
+    let all = all.map(|(name, disk)| (name, disk.device.as_path()));
+    let before = pins()?;
+    let mut site = Site::start(scratch.path(), &plan(&all))?;
+    for (name, _) in all {
+        streaming(&site, name)?;
+    }
+    // A directory in the place of a pin is not removed as one.
+    let ours = pins()?.difference(&before).next().cloned().context("nothing is pinned")?;
+    let in_the_way = Obstacle::put(ours.join("disk_1_0"))?;
+    let told = refused(&site, Role::Agent, &["unprotect"], 1)?;
+    let left = site.status_of(Role::Agent)?.into_iter().map(|disk| disk.name);
+    let left: Vec<String> = left.collect();
+    ensure!(left == ["third"], "{left:?}");
+    said(&told, "second: ")?;
+    wait_for(&site, Role::Target, "first", "paused", "unprotected-by-agent")?;
+    drop(in_the_way);
+    streaming(&site, "third")?;
+    site.stop_role(Role::Agent)?;
+    site.set_disks(&all[2..]);
+    site.start_role(Role::Agent)?;
+    streaming(&site, "third")?;
+    wait_for(&site, Role::Target, "second", "paused", "unprotected-by-agent")?;
+    equal(&site, "third", &third, 16 * MIB)?;
+    end(site)
+}
+
+/// A directory in the place of a pin, gone when dropped.
+struct Obstacle(PathBuf);
+
+impl Obstacle {
+    fn put(pin: PathBuf) -> Result<Self> {
+        fs::remove_file(&pin)?;
+        fs::create_dir(&pin)?;
+        Ok(Self(pin))
+    }
+}
+
+impl Drop for Obstacle {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            eprintln!("cannot remove {}: {error}", self.0.display());
+        }
+    }
 }
 
 /// What agents have pinned in the kernel.
