@@ -41,8 +41,7 @@ const READ_WAIT: Duration = Duration::from_millis(1);
 const READ_RETRY: Duration = Duration::from_secs(1);
 
 /// Bytes of the ring above which finished reads wait: finishing one drains the ring up to its end,
-/// and what is drained
-/// is kept in memory until it leaves.
+/// and what is drained is kept in memory until it leaves.
 const FINISH_FILL_MOST: u64 = 8 << 20;
 
 /// Part of the ring that may fill while frames find no way out. Beyond it capture would only pay

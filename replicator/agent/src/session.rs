@@ -1,6 +1,6 @@
 //! Drives the session's state machine: its events come from the connection, the sealer and the
-//! operator, its actions go to them. It must never block: the owner of the tracker has a thread of
-//! its own.
+//! operator, its actions go to them. It must never wait for the network or a disk; the owner of the
+//! tracker, in a thread of its own, keeps it waiting only with a full queue of commands.
 
 use crate::audit::Audit;
 use crate::error::AgentError;

@@ -22,7 +22,7 @@ pub struct AuditEntry {
     pub time: UtcTime,
     /// The user who asked; null where the role acted by itself.
     pub actor: Option<u32>,
-    /// What: `mark`, `copy-out`, `invite`, `enrol`, `state`, …
+    /// What: `mark`, `copy-out`, `invite`, `join`, `state`, …
     pub action: String,
     /// To what: a machine, a disk, a point.
     pub object: String,
