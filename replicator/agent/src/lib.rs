@@ -197,7 +197,6 @@ fn new_session(
 
 /// Removes what an agent with this state directory left in the kernel, if none runs there now.
 pub fn detach(state: &Path) -> Result<(), AgentError> {
-    let _lock = state.exists().then(|| StateLock::take(state)).transpose()?;
     let pins = pin_directory(state);
     if !pins.exists() {
         // No error, for nothing is to be removed; but a mistyped directory leaves tracking on.
@@ -206,7 +205,16 @@ pub fn detach(state: &Path) -> Result<(), AgentError> {
             state.display()
         );
     }
-    Ok(Probe::detach(&pins)?)
+    if !state.exists() {
+        return Ok(Probe::detach(&pins)?);
+    }
+    let _lock = StateLock::take(state)?;
+    let detached = Probe::detach(&pins);
+    let outcome = if detached.is_ok() { "done" } else { "failed" };
+    let reason = detached.as_ref().err().map(ToString::to_string);
+    let actor = Some(nix::unistd::getuid().as_raw());
+    Audit::new(state).write(actor, "detach", &pins.display().to_string(), outcome, reason);
+    Ok(detached?)
 }
 
 /// Where the kernel side of a state directory is pinned: a name derived from its path.
@@ -290,4 +298,24 @@ fn host_name() -> String {
 
 fn signals_failed(source: std::io::Error) -> AgentError {
     AgentError::Start { what: "signal handling", source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redoubt_control::audit::AuditEntry;
+
+    #[test]
+    fn a_detach_is_written_down() {
+        let state = tempfile::tempdir().unwrap();
+        let outcome = if detach(state.path()).is_ok() { "done" } else { "failed" };
+        let written = std::fs::read_to_string(state.path().join("audit.jsonl")).unwrap();
+        let entry: AuditEntry = serde_json::from_str(&written).unwrap();
+        assert_eq!((entry.action.as_str(), entry.outcome.as_str()), ("detach", outcome));
+        assert_eq!(entry.actor, Some(nix::unistd::getuid().as_raw()));
+        // Where there is no agent's state, none is made.
+        let nowhere = state.path().join("nowhere");
+        let _ = detach(&nowhere);
+        assert!(!nowhere.exists());
+    }
 }
