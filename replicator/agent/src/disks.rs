@@ -103,6 +103,23 @@ impl ProtectedDisks {
         self.disks.iter().all(|disk| disk.presence.is_ok())
     }
 
+    /// The disks that were there and are not what they were, and why.
+    pub fn changed(&self) -> Vec<(DiskIndex, AgentError)> {
+        let changed = |(known, disk): (&ProtectedDisk, &Disk)| {
+            let error = disk.presence.as_ref().ok()?.check(known).err()?;
+            Some((known.index, error))
+        };
+        self.state.disks.iter().zip(&self.disks).filter_map(changed).collect()
+    }
+
+    /// Nobody protects the disk any more in this run; the state remembers it.
+    pub fn lose(&mut self, index: DiskIndex, error: AgentError) -> Result<(), AgentError> {
+        if let Some(at) = self.position(index) {
+            self.disks[at].presence = Err(Absent::because(&self.state.disks[at], error)?);
+        }
+        Ok(())
+    }
+
     /// Remembers the disks from now on: a start that fails before this leaves no trace of them.
     pub fn keep(&self) -> Result<(), AgentError> {
         self.state.save(&self.directory)

@@ -22,6 +22,7 @@ mod presence;
 mod privileges;
 mod reader;
 mod requests;
+mod resize;
 mod sealer;
 mod session;
 mod snapshot;

@@ -207,6 +207,7 @@ impl Owner {
                 Ok(command) => self.obey(command)?,
                 Err(TryRecvError::Empty) => {}
             }
+            self.look_at_sizes()?;
             let busy = if self.log.is_some() { self.advance()? } else { false };
             if self.sealer_has_ended {
                 break;
@@ -390,6 +391,8 @@ impl Owner {
         if !wanted && !self.marks.is_due(now) && !rotates {
             return Ok(());
         }
+        // Behind the drained position: what the point claims was there as the log has it.
+        self.look_at_sizes()?;
         let unchanged = self.look_at_counters()?;
         let settled = self.tracking.settled();
         let all = self.all_disks();

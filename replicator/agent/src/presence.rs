@@ -8,6 +8,7 @@ use crate::state::ProtectedDisk;
 use redoubt_engine::locks::DiskLock;
 use redoubt_tracker::device::{BlockDevice, DeviceError};
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
 /// A disk that is there.
@@ -15,6 +16,8 @@ pub(crate) struct Present {
     pub device: BlockDevice,
     /// For direct reads; taken by who reads.
     pub file: Option<File>,
+    /// The same open device, whose end is its size.
+    held: File,
     _lock: DiskLock,
 }
 
@@ -47,18 +50,34 @@ impl Present {
         let before = (known.size, known.logical_block_bytes);
         let now = (device.length, device.logical_block_bytes);
         if has_log && before != now {
-            return Err(AgentError::SizeChanged {
-                device: known.device.clone(),
-                bytes: now.0,
-                block: now.1,
-                bytes_before: before.0,
-                block_before: before.1,
-            });
+            return Err(size_changed(known, now));
         }
         let lock = locks::take(&device, state)?;
         let file = open_disk(&device.path)?;
+        let failed = |source| AgentError::OpenDisk { device: device.path.clone(), source };
+        let held = file.try_clone().map_err(failed)?;
         (known.size, known.logical_block_bytes) = now;
-        Ok(Self { device, file: Some(file), _lock: lock })
+        Ok(Self { device, file: Some(file), held, _lock: lock })
+    }
+
+    /// Whether the device has still the size that it was taken with.
+    pub fn check(&self, known: &ProtectedDisk) -> Result<(), AgentError> {
+        let end = (&self.held).seek(SeekFrom::End(0));
+        match end.map_err(|source| AgentError::OpenDisk { device: known.device.clone(), source })? {
+            0 => Err(DeviceError::Empty { path: known.device.clone() }.into()),
+            bytes if bytes == self.device.length => Ok(()),
+            bytes => Err(size_changed(known, (bytes, known.logical_block_bytes))),
+        }
+    }
+}
+
+fn size_changed(known: &ProtectedDisk, (bytes, block): (u64, u32)) -> AgentError {
+    AgentError::SizeChanged {
+        device: known.device.clone(),
+        bytes,
+        block,
+        bytes_before: known.size,
+        block_before: known.logical_block_bytes,
     }
 }
 

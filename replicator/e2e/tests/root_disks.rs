@@ -5,9 +5,11 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::Rng;
-use redoubt_e2e::command::{finish, output, text, wait_until};
+use redoubt_e2e::command::{finish, output, run, text, wait_until};
 use redoubt_e2e::disk::{LoopDisk, keep_mounts_private, scratch};
+use redoubt_e2e::load::RandomWrites;
 use redoubt_e2e::memory::{AGENT_BYTES_MAX, resident_bytes};
+use redoubt_e2e::orders::{audited, refused, said, streaming, wait_for};
 use redoubt_e2e::report::Point;
 use redoubt_e2e::site::{Plan, Role, Site, binary};
 use std::collections::BTreeSet;
@@ -15,10 +17,12 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const STREAMING_WITHIN: Duration = Duration::from_secs(300);
 const POINT_WITHIN: Duration = Duration::from_secs(60);
+/// What has changed under the agent is looked at in every round.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
 /// A peak lasts as long as frames take to be sealed.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(2);
 const MISSING: &str = "device-missing";
@@ -114,6 +118,59 @@ fn an_agent_whose_only_disk_is_gone_says_so_and_waits() -> Result<()> {
     site.expect_equal_replicas()?;
     site.stop_role(Role::Agent)?;
     site.stop_role(Role::Target)
+}
+
+/// A disk that grows or shrinks under load stops being good at once, and the other goes on; when
+/// its size is back its marks count no more.
+#[test]
+fn a_disk_that_is_resized_while_it_is_protected_is_in_no_point() -> Result<()> {
+    keep_mounts_private()?;
+    for size in [80_u64 << 20, 48 << 20] {
+        let scratch = scratch()?;
+        let path = |name: &str| scratch.path().join(name);
+        let kept = LoopDisk::create(&path("kept.img"), 32 << 20)?;
+        let sized = LoopDisk::create(&path("sized.img"), 64 << 20)?;
+        sized.write_at(&noise(1 << 20), 60 << 20)?;
+        let disks = vec![("kept", kept.device.as_path()), ("sized", sized.device.as_path())];
+        let mut site = Site::start(scratch.path(), &Plan { disks, point_interval: "1s" })?;
+        site.wait_for_streaming(STREAMING_WITHIN)?;
+        let (log, first) = (path("fio.log"), Some(32 << 20));
+        let mut load = RandomWrites::start_over(&sized.device, first, 4, STREAMING_WITHIN, &log)?;
+        new_point(&site, &site.points()?)?;
+
+        let resize = |bytes| -> Result<()> {
+            fs::OpenOptions::new().write(true).open(path("sized.img"))?.set_len(bytes)?;
+            run("losetup", &["--set-capacity".as_ref(), sized.device.as_os_str()]).map(drop)
+        };
+        resize(size)?;
+        let resized = Instant::now();
+        let why = format!("size-changed: {}", sized.device.display());
+        wait_for(&site, Role::Agent, "sized", "paused", &why)?;
+        ensure!(resized.elapsed() < SEEN_WITHIN, "seen after {:?}", resized.elapsed());
+        wait_for(&site, Role::Target, "sized", "paused", &why)?;
+        streaming(&site, "kept")?;
+        let id = site.mark("behind the change", true)?;
+        let point = site.points()?.into_iter().find(|point| point.id == id);
+        ensure!(point.is_some_and(|point| !point.complete), "{id} claims the resized disk");
+        refused(&site, Role::Agent, &["verify", "--disk", "sized"], 1)?;
+        said(&site.logged(Role::Agent)?, "redoubt unprotect --disk")?;
+        wait_until("an entry of the change", POINT_WITHIN, || {
+            let entries = audited(scratch.path(), Role::Agent, "state")?;
+            Ok(entries.iter().any(|entry| entry["reason"] == why.as_str()).then_some(()))
+        })?;
+        ensure!(load.is_running()?, "the load ended: {}", fs::read_to_string(&log)?);
+        load.end()?;
+
+        // What was cut off does not come back with the size.
+        resize(64 << 20)?;
+        site.stop_role(Role::Agent)?;
+        site.start_role(Role::Agent)?;
+        site.wait_for_streaming(STREAMING_WITHIN)?;
+        site.expect_equal_replicas()?;
+        site.stop_role(Role::Agent)?;
+        site.stop_role(Role::Target)?;
+    }
+    Ok(())
 }
 
 /// An agent with a state directory of its own.
