@@ -1,42 +1,33 @@
 //! Which recovery points are kept, and the removal of those that are too old, oldest first.
-//! The manifest forgets a point before its file goes; a point that a view holds stays, and so does
-//! the newest one, and those of a disk whose protection has ended.
+//! The manifest forgets a point before its file goes; a point that a view holds stays, and so do
+//! the newest one and, of each disk, those that are not old beside the disk's own newest.
 
 use super::error::Result;
 use super::manifest::{Manifest, Point, RetentionSpan};
 use super::shared::{Shared, lock};
-use redoubt_log::{DiskIndex, DiskSet, WallTime};
+use redoubt_log::{DiskIndex, DiskSet, Sequence, WallTime};
 use std::time::Duration;
 
 /// Removes points older than `keep`; returns how many. Their age is measured at the newest point,
 /// by the machine's own clock, so that the history of a machine that is silent does not melt away;
-/// a clock that ran ahead of the target's `now` does not count. A disk whose protection has ended
-/// is such a machine of its own: an old point stays for it alone.
+/// a clock that ran ahead of the target's `now` does not count. A disk of which no point comes, for
+/// it is being read again, is not there or is protected no more, is such a machine of its own: an
+/// old point stays for it alone.
 pub(super) fn drop_expired(shared: &Shared, now: WallTime, keep: Duration) -> Result<usize> {
     let mut manifest = lock(&shared.manifest);
-    let Some(newest) = manifest.points.last() else { return Ok(0) };
-    let keep = u64::try_from(keep.as_nanos()).unwrap_or(u64::MAX);
-    let reference = newest.taken_at.0.min(now.0);
-    let oldest_kept = reference.saturating_sub(keep);
     let pinned = lock(&shared.pins).keys().next().copied();
-    let last = manifest.points.len() - 1;
-    let expired = manifest.points[..last]
-        .iter()
-        .zip(times(&manifest.points, reference))
-        .take_while(|(_, taken_at)| *taken_at < oldest_kept)
-        .take_while(|(point, _)| pinned.is_none_or(|pinned| point.sequence < pinned))
-        .count();
+    let kept = kept_disks(&manifest.points, Terms { now, keep, pinned });
+    // Asked each second: a manifest of which nothing goes is not copied.
+    if kept.iter().zip(&manifest.points).all(|(disks, point)| *disks == point.disks) {
+        return Ok(0);
+    }
     let mut next = manifest.clone();
-    for point in &mut next.points[..expired] {
-        let disks = kept_for(&manifest, point, keep);
+    for (point, disks) in next.points.iter_mut().zip(kept) {
         if disks != point.disks {
             (point.disks, point.complete) = (disks, false);
         }
     }
     next.points.retain(|point| !point.disks.is_empty());
-    if next.points == manifest.points {
-        return Ok(0);
-    }
     let dropped = manifest.points.len() - next.points.len();
     let unneeded = drain_unneeded(&mut next);
     shared.save(&next)?;
@@ -62,30 +53,55 @@ fn times(points: &[Point], reference: u64) -> Vec<u64> {
     times
 }
 
-/// The disks of an expired point for which it stays all the same.
-fn kept_for(manifest: &Manifest, point: &Point, keep: u64) -> DiskSet {
-    let newest_of = |disk: DiskIndex| {
-        let good = |point: &&Point| point.disks.contains(disk);
-        manifest.points.iter().rev().find(good).map_or(0, |point| point.taken_at.0)
-    };
-    let mut kept = DiskSet::default();
-    for disk in manifest.disks.iter().filter(|disk| !disk.protection.is_active()) {
-        let is_young = point.taken_at.0 >= newest_of(disk.index).saturating_sub(keep);
-        if point.disks.contains(disk.index) && is_young {
-            kept.insert(disk.index);
+/// What decides whether a point is too old.
+struct Terms {
+    now: WallTime,
+    keep: Duration,
+    /// The oldest point that a view holds.
+    pinned: Option<Sequence>,
+}
+
+/// Of each expired point, oldest first, the disks for which it stays all the same.
+fn kept_disks(points: &[Point], terms: Terms) -> Vec<DiskSet> {
+    let Some(newest) = points.last() else { return Vec::new() };
+    let keep = u64::try_from(terms.keep.as_nanos()).unwrap_or(u64::MAX);
+    let reference = newest.taken_at.0.min(terms.now.0);
+    let times = times(points, reference);
+    let oldest_kept = |newest: u64| newest.min(terms.now.0).saturating_sub(keep);
+    let expired = points[..points.len() - 1]
+        .iter()
+        .zip(&times)
+        .take_while(|(_, taken_at)| **taken_at < oldest_kept(reference))
+        .take_while(|(point, _)| terms.pinned.is_none_or(|pinned| point.sequence < pinned))
+        .count();
+    if expired == 0 {
+        return Vec::new();
+    }
+    let mut newest_of = [0; DiskIndex::LIMIT as usize];
+    for (point, taken_at) in points.iter().zip(&times) {
+        for disk in point.disks.iter() {
+            newest_of[usize::from(disk.0)] = *taken_at;
         }
     }
-    kept
+    let kept = |(point, taken_at): (&Point, &u64)| {
+        let mut kept = point.disks;
+        let is_old = |disk: &DiskIndex| *taken_at < oldest_kept(newest_of[usize::from(disk.0)]);
+        point.disks.iter().filter(is_old).for_each(|disk| kept.remove(disk));
+        kept
+    };
+    points[..expired].iter().zip(&times).map(kept).collect()
 }
 
 /// Takes out the retention files that no view of a point could need.
 pub(super) fn drain_unneeded(manifest: &mut Manifest) -> Vec<RetentionSpan> {
-    let points = &manifest.points;
-    let is_needed = |span: &RetentionSpan| {
-        let before = points.iter().filter(|point| point.sequence < span.to);
-        before.into_iter().any(|point| point.disks.0 & span.disks.0 != 0)
+    // Both are in the order of the log: each is walked once.
+    let mut points = manifest.points.iter().peekable();
+    let mut before = DiskSet::default();
+    let is_unneeded = |span: &mut RetentionSpan| {
+        while let Some(point) = points.next_if(|point| point.sequence < span.to) {
+            before.0 |= point.disks.0;
+        }
+        before.0 & span.disks.0 == 0
     };
-    let needed: Vec<bool> = manifest.retention.iter().map(is_needed).collect();
-    let mut needed = needed.into_iter();
-    manifest.retention.extract_if(.., |_| needed.next() == Some(false)).collect()
+    manifest.retention.extract_if(.., is_unneeded).collect()
 }

@@ -7,7 +7,7 @@ use crate::store::{
     Admitted, ApplyOutcome, DiskSpec, HelloAnswer, Point, PointChoice, Protection, StoreMachine,
 };
 use redoubt_engine::storage::Storage;
-use redoubt_log::{DiskIndex, DiskSet, Incarnation, Record, WallTime};
+use redoubt_log::{DiskIndex, DiskSet, GapReason, Incarnation, Record, WallTime};
 use redoubt_protocol::PauseWord;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -80,13 +80,14 @@ fn the_log_ends_a_disk_as_soon_as_that_is_durable_and_at_every_start_after() {
     assert_eq!(protection(&world.machine(), GOES_ON), Protection::Active);
 }
 
-#[test]
-fn what_was_kept_of_an_ended_disk_does_not_melt_away() {
+/// What keeps a disk out of the points of its machine.
+fn check_that_nothing_melts_away(out: Record) {
     let mut world = World::new(1);
     for value in 1..6 {
         send_point(&mut world, 0, value, DiskSet(3));
     }
-    end_in_the_log(&mut world);
+    world.send_records(vec![(out, Vec::new())]);
+    world.deliver();
     apply_all(&world);
     for value in 10..40 {
         send_point(&mut world, usize::try_from(value).unwrap() % 3, value, only(GOES_ON));
@@ -98,15 +99,42 @@ fn what_was_kept_of_an_ended_disk_does_not_melt_away() {
         }
     }
     let points = check_points(&world);
-    let ended: Vec<&Point> = points.iter().filter(|point| point.disks.contains(ENDED)).collect();
+    let out: Vec<&Point> = points.iter().filter(|point| point.disks.contains(ENDED)).collect();
     // Of the disk that goes on they are long over; and so is what it overwrote since.
-    assert_eq!(ended.len(), 5, "{points:?}");
-    assert!(ended.iter().all(|point| point.disks == only(ENDED) && !point.complete));
+    assert_eq!(out.len(), 5, "{points:?}");
+    assert!(out.iter().all(|point| point.disks == only(ENDED) && !point.complete));
     let live = points.iter().filter(|point| point.disks.contains(GOES_ON)).count();
     assert!(live < 10, "{points:?}");
     let directory = PathBuf::from(format!("machines/{MACHINE}/retention"));
     let retention = world.disk.list(&directory).unwrap().len();
     assert!(retention < 20, "{retention} files for {} points", points.len());
+}
+
+#[test]
+fn what_was_kept_of_an_ended_disk_does_not_melt_away() {
+    check_that_nothing_melts_away(Record::DiskRemoved { disk: ENDED });
+}
+
+#[test]
+fn what_was_kept_of_a_disk_that_is_read_again_does_not_melt_away() {
+    let reason = GapReason::PinsGone;
+    check_that_nothing_melts_away(Record::Gap { disk: ENDED, reason });
+}
+
+#[test]
+fn the_points_from_before_a_gap_go_once_the_disk_is_in_points_again() {
+    let mut world = World::new(1);
+    (1..6).for_each(|value| send_point(&mut world, 0, value, DiskSet(3)));
+    let reason = GapReason::PinsGone;
+    world.send_records(vec![(Record::Gap { disk: ENDED, reason }, Vec::new())]);
+    (10..30).for_each(|value| send_point(&mut world, 1, value, only(GOES_ON)));
+    send_point(&mut world, 2, 30, DiskSet(3));
+    apply_all(&world);
+    let keep = Duration::from_nanos(6);
+    assert!(world.machine().drop_expired(WallTime(world.now), keep).unwrap() > 15);
+    let points = check_points(&world);
+    let again = points.iter().filter(|point| point.disks.contains(ENDED)).count();
+    assert_eq!((again, points.last().unwrap().complete), (1, true), "{points:?}");
 }
 
 #[test]

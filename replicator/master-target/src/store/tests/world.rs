@@ -383,8 +383,8 @@ impl World {
         self.take_hello(&hello, hello.incarnation != self.agent.incarnation)
     }
 
-    /// Every kept point reads what the log says, no point is missing behind the oldest, the disks
-    /// are at `applied`.
+    /// Every kept point reads what the log says, no point of a disk is missing behind its oldest,
+    /// the disks are at `applied`.
     pub(super) fn check_all(&self) -> Verdict {
         let machine = self.machine();
         let points = machine.points();
@@ -402,18 +402,22 @@ impl World {
         (0..DISKS).try_for_each(|disk| self.check_replica(DiskIndex(disk), applied))
     }
 
+    /// Of each disk the points up from the oldest that is kept, and its newest always.
     fn check_points(&self, points: &[Point], applied: Sequence) -> Verdict {
-        let first = points.first().map_or(applied, |point| point.sequence);
-        let expected: Vec<_> = self
-            .agent
-            .log
-            .iter()
-            .filter(|sent| sent.point.is_some() && !sent.good.is_empty())
-            .filter(|sent| first <= sent.last && sent.last <= applied)
-            .map(|sent| (sent.point.unwrap(), sent.last, sent.good))
-            .collect();
-        let given: Vec<_> = points.iter().map(|p| (p.id, p.sequence, p.disks)).collect();
-        if given == expected { Ok(()) } else { Err(format!("points {given:?}, not {expected:?}")) }
+        for disk in all_disks().iter() {
+            let given = points.iter().filter(|point| point.disks.contains(disk));
+            let given: Vec<_> = given.map(|point| (point.id, point.sequence)).collect();
+            let first = given.first().map_or(Sequence(0), |(_, sequence)| *sequence);
+            let good = self.agent.log.iter().filter(|sent| sent.good.contains(disk));
+            let expected: Vec<_> = good
+                .filter(|sent| first <= sent.last && sent.last <= applied)
+                .filter_map(|sent| Some((sent.point?, sent.last)))
+                .collect();
+            if given != expected {
+                return Err(format!("points of disk {disk}: {given:?}, not {expected:?}"));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn check_replica(&self, disk: DiskIndex, applied: Sequence) -> Verdict {
