@@ -221,7 +221,13 @@ impl MachineTask {
         }
     }
 
-    fn online(&self, online: bool) {
+    fn online(&mut self, online: bool) {
+        let disks = self.machine.ended();
+        if online && !disks.is_empty() {
+            // Once more: what was said before the welcome was lost, and this changes nothing where
+            // the welcome said it too.
+            self.say(TargetMessage::Unprotect { disks });
+        }
         tracing::info!(machine = %self.machine.name, online, "session");
         let mut live = self.machine.live();
         live.connected = online.then(Instant::now);

@@ -59,6 +59,7 @@ impl Control {
         // What had ended before the agent knows, or hears of when it comes.
         let active = set_of(disks.iter().filter(|disk| disk.protection.is_active()));
         machine.store.end_protection(set).map_err(Response::failed)?;
+        machine.note_ended(set);
         say(machine, TargetMessage::Unprotect { disks: set });
         let let_go = || machine.store.let_go().0 & active.0 == active.0;
         let heard = wait_for_agent(machine, let_go);

@@ -12,7 +12,7 @@ use crossbeam::sync::Unparker;
 use redoubt_control::Response;
 use redoubt_control::audit::AuditLog;
 use redoubt_control::chronicle::Chronicler;
-use redoubt_log::{MachineId, Name, WallTime};
+use redoubt_log::{DiskSet, MachineId, Name, WallTime};
 use redoubt_protocol::PauseWord;
 use redoubt_protocol::message::{MarkedPoint, Report, RequestId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -68,10 +68,22 @@ pub(super) struct Protected {
     pub applied: AtomicU64,
     pub checks: checks::Turns,
     pub audit: AuditLog,
+    ended: AtomicU64,
     live: Mutex<Live>,
 }
 
 impl Protected {
+    /// Notes that the protection of disks was ended here, before it is said: where a session is
+    /// just coming to be, nobody hears that, and its welcome may have been written before.
+    pub fn note_ended(&self, disks: DiskSet) {
+        self.ended.fetch_or(disks.0, Ordering::AcqRel);
+    }
+
+    /// Disks whose protection was ended here since the target started.
+    pub fn ended(&self) -> DiskSet {
+        DiskSet(self.ended.load(Ordering::Acquire))
+    }
+
     /// What is known of it now: plain values, whole even if a holder of the lock has panicked.
     pub fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
@@ -165,6 +177,7 @@ impl Registry {
             applied: AtomicU64::new(status.applied.0),
             checks: checks::Turns::default(),
             audit: self.audit.clone(),
+            ended: AtomicU64::default(),
             live: Mutex::default(),
         });
         if let Err(error) = machine.store.check_devices() {

@@ -4,6 +4,8 @@ use super::*;
 use crate::store::{Store, StoreOptions};
 use redoubt_control::audit::AuditLog;
 use redoubt_engine::uring_directory::{UringOptions, open_directory};
+use redoubt_log::{DiskIndex, DiskSet, RoleEpoch, Sequence};
+use redoubt_protocol::message::{DiskDescription, Hello, PROTOCOL_VERSION, RunId};
 use redoubt_transport::{AgentIdentity, connect, enrol};
 use std::path::Path;
 
@@ -70,5 +72,67 @@ async fn a_machine_whose_name_is_anothers_is_told_so() {
     refused.handle.closed().await;
     assert!(target.registry.get(second.machine).is_none());
     drop(connected);
+    target.stop().await;
+}
+
+fn hello(machine: MachineId) -> AgentMessage {
+    let disk = DiskDescription {
+        index: DiskIndex(0),
+        name: "data".parse().unwrap(),
+        size_bytes: 1 << 20,
+        logical_block_bytes: 512,
+    };
+    AgentMessage::Hello(Box::new(Hello {
+        protocol_version: PROTOCOL_VERSION,
+        machine,
+        generation: None,
+        run: RunId([1; 16]),
+        held: None,
+        last_incarnation: None,
+        role_epoch: RoleEpoch(0),
+        acknowledged: Sequence(0),
+        resync: None,
+        disks: vec![disk],
+        agent_version: String::new(),
+        host_name: String::new(),
+    }))
+}
+
+/// The store has admitted the agent with its disk, and the welcome is not said yet: an order that
+/// comes then is in no welcome, and the session that could say it does not stand.
+#[tokio::test]
+async fn a_disk_that_ends_between_hello_and_welcome_is_told_behind_the_welcome() {
+    let base = tempfile::tempdir().unwrap();
+    let target = Target::start(&base.path().join("data"));
+    let identity = target.join(&base.path().join("state")).await;
+    let mut parts = target.connect(&identity).await;
+    parts.sender.send(&hello(identity.machine)).await.unwrap();
+    assert_eq!(parts.receiver.receive().await.unwrap(), TargetMessage::Confirm);
+    let machine = target.registry.get(identity.machine).unwrap();
+    let only = DiskSet(1);
+    let (held, is_held) = oneshot::channel();
+    let order = tokio::task::spawn_blocking(move || {
+        // The welcome asks for what is known of the machine, and is not written meanwhile.
+        let _live = machine.live();
+        held.send(()).unwrap();
+        while machine.store.admitted().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Waits for the end of the admission.
+        machine.store.status();
+        machine.store.end_protection(only).unwrap();
+        machine.note_ended(only);
+        let order = MachineEvent::Say(TargetMessage::Unprotect { disks: only });
+        machine.events.blocking_send(order).unwrap();
+    });
+    is_held.await.unwrap();
+    parts.sender.send(&AgentMessage::Confirmed).await.unwrap();
+    order.await.unwrap();
+    let TargetMessage::Welcome(welcome) = parts.receiver.receive().await.unwrap() else {
+        panic!("it was not welcomed");
+    };
+    assert!(!welcome.disks[0].ended, "the order came before the admission");
+    let told = parts.receiver.receive().await.unwrap();
+    assert_eq!(told, TargetMessage::Unprotect { disks: only });
     target.stop().await;
 }
