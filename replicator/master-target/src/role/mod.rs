@@ -62,7 +62,8 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
         tracing::error!(%machine, %error, "this machine is left alone until it is mended");
     }
     let audit = AuditLog::new(&options.data);
-    operator::finish_removals(&store, &site, &audit)?;
+    let registry = Registry::new(store, options.keep, options.journal_keep, audit.clone());
+    operator::finish_removals(&registry, &site, &audit);
     let (told, stop) = oneshot::channel();
     signals.call(move || drop(told)).map_err(signals_failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -75,7 +76,6 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
         let advertised = options.advertise.as_ref().map(ToString::to_string);
         let advertised = advertised.unwrap_or_else(|| address.to_string());
         write_address(&options.data, &advertised)?;
-        let registry = Registry::new(store, options.keep, options.journal_keep, audit.clone());
         for id in site.machines()? {
             match site.machine(id) {
                 Ok(Some(machine)) => registry.protect(id, &machine.name)?,

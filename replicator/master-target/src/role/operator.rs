@@ -5,8 +5,8 @@
 use super::control::{Answer, Control, audit};
 use super::error::TargetError;
 use super::machine::MachineEvent;
-use super::protected::{Protected, now};
-use crate::store::{DiskStatus, PlaceAt, Store, StoreError};
+use super::protected::{Protected, Registry, now};
+use crate::store::{DiskStatus, PlaceAt, Protection, StoreError};
 use redoubt_control::audit::AuditLog;
 use redoubt_control::{ExitStatus, Response};
 use redoubt_engine::device::Device;
@@ -163,20 +163,30 @@ impl Control {
     }
 }
 
-/// Finishes what a cut has left of removals, before anybody is served.
-pub(super) fn finish_removals(
-    store: &Store,
-    site: &Site,
-    log: &AuditLog,
-) -> Result<(), TargetError> {
+/// Finishes what a cut has left of removals, before anybody is served. A machine of which that
+/// fails stays shut out, and keeps nobody else from being served: the next start tries again.
+pub(super) fn finish_removals(registry: &Registry, site: &Site, log: &AuditLog) {
+    let store = registry.store();
     for machine in store.removing() {
-        site.remove_machine(machine)?;
-        store.finish_removal(machine)?;
-        tracing::warn!(%machine, "a removal that was cut has been finished");
-        let finished = told("a removal that was cut has been finished".to_owned());
-        audit(log, None, "delete-replica", &machine.to_string(), &finished);
+        registry.shut_out(machine);
+        let finished = site
+            .remove_machine(machine)
+            .map_err(TargetError::from)
+            .and_then(|()| Ok(store.finish_removal(machine)?));
+        let response = match finished {
+            Ok(()) => {
+                tracing::warn!(%machine, "a removal that was cut has been finished");
+                told("a removal that was cut has been finished".to_owned())
+            }
+            Err(error) => {
+                tracing::error!(%machine, %error, "a removal that was cut is not finished");
+                Response::failed(format!(
+                    "a removal that was cut is not finished, the next start tries again: {error}"
+                ))
+            }
+        };
+        audit(log, None, "delete-replica", &machine.to_string(), &response);
     }
-    Ok(())
 }
 
 /// The disks that an operator means.
@@ -266,3 +276,6 @@ pub(super) fn check_named(machine: Option<&Name>, ending: &Ending<'_>) -> Answer
     let message = "deleting all that is kept of a machine needs its name: give --machine";
     Err(Response::Failed { status: ExitStatus::Usage, message: message.to_owned() })
 }
+
+#[cfg(test)]
+mod tests;

@@ -248,9 +248,14 @@ impl Registry {
         let _ = tokio::task::spawn_blocking(note).await;
     }
 
+    /// Takes a machine in no more.
+    pub fn shut_out(&self, id: MachineId) {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
     /// Lets a machine go for good: its threads and its task end.
     pub fn remove(&self, id: MachineId) {
-        self.removed.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        self.shut_out(id);
         let entry = self.lock().remove(&id);
         if let Some(entry) = entry {
             entry.threads.stop(&entry.machine.name);

@@ -66,6 +66,12 @@ pub enum StoreError {
     /// The machine is there already.
     #[error("machine {0}: exists already in this store")]
     MachineExists(MachineId),
+    /// The machine was removed, and not all that was kept of it is gone.
+    #[error(
+        "machine {0}: its removal is not finished; the target's next start tries again, and its \
+         log says what hinders it"
+    )]
+    RemovalUnfinished(MachineId),
     /// Another machine has the name.
     #[error("machine name {0}: taken by another machine; choose another")]
     NameTaken(String),

@@ -96,7 +96,12 @@ impl Store {
                 Err(error) => unopened.push((id, error)),
             }
         }
-        placements.forget(|choice| machines.values().any(|known| known.has_made(choice)))?;
+        // One that was made and waits all the same hinders no machine.
+        if let Err(error) =
+            placements.forget(|choice| machines.values().any(|known| known.has_made(choice)))
+        {
+            tracing::error!(%error, "devices that hold replicas are still listed as waiting");
+        }
         let (machines, cut_removals) = (Mutex::new(machines), Mutex::new(cut_removals));
         Ok(Self { storage, options, placements, machines, cut_removals, unopened })
     }
@@ -121,6 +126,10 @@ impl Store {
         let mut machines = lock(&self.machines);
         if machines.contains_key(&id) || self.unopened.iter().any(|(machine, _)| *machine == id) {
             return Err(StoreError::MachineExists(id));
+        }
+        // What is left of it would be taken for the new one's.
+        if lock(&self.cut_removals).contains(&id) {
+            return Err(StoreError::RemovalUnfinished(id));
         }
         if machines.values().any(|machine| machine.name() == name) {
             return Err(StoreError::NameTaken(name.to_owned()));

@@ -1,0 +1,65 @@
+//! Orders at a target whose agents are away, with a real store and a real site.
+
+use super::*;
+use crate::store::{Admitted, DiskSpec, Store, StoreOptions};
+use redoubt_engine::uring_directory::{UringOptions, open_directory};
+use redoubt_log::{DiskIndex, Incarnation, MachineId};
+use std::sync::Arc;
+
+const MACHINE: MachineId = MachineId([1; 16]);
+const OTHER: MachineId = MachineId([2; 16]);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A target with one machine of two disks.
+fn target(data: &Path) -> Control {
+    let site = Arc::new(Site::open_or_create(&data.join("site")).unwrap());
+    let storage = open_directory(data, UringOptions::default());
+    let store = Arc::new(Store::open(storage, StoreOptions::default(), now()).unwrap());
+    let audit = AuditLog::new(data);
+    let registry = Registry::new(store, HOUR, Duration::ZERO, audit.clone());
+    Control { registry, site, audit, data: data.to_owned() }
+}
+
+fn protect(control: &Control, id: MachineId, name: &str) -> Arc<Protected> {
+    control.registry.protect(id, &name.parse().unwrap()).unwrap();
+    let machine = control.registry.get(id).unwrap();
+    let spec = |(index, name): (u8, &str)| DiskSpec {
+        index: DiskIndex(index),
+        name: name.to_owned(),
+        size: 1 << 20,
+        logical_block_size: 512,
+    };
+    let admitted = Admitted { incarnation: Incarnation(1), run: [1; 16] };
+    let disks: Vec<DiskSpec> = [(0, "first"), (1, "second")].map(spec).into();
+    machine.store.hello(admitted, false, &disks).unwrap();
+    machine
+}
+
+#[test]
+fn a_removal_that_cannot_be_finished_keeps_nobody_else_out() {
+    let data = tempfile::tempdir().unwrap();
+    let control = target(data.path());
+    protect(&control, MACHINE, "web").store.begin_removal().unwrap();
+    control.registry.stop();
+    drop(control);
+    let journal = data.path().join(format!("machines/{MACHINE}/journal"));
+    std::fs::remove_dir_all(&journal).unwrap();
+    std::fs::write(&journal, "no directory").unwrap();
+    let control = target(data.path());
+    finish_removals(&control.registry, &control.site, &control.audit);
+    let audited = std::fs::read_to_string(data.path().join("audit.jsonl")).unwrap();
+    assert!(audited.contains("\"failed\"") && audited.contains("is not finished"), "{audited}");
+    protect(&control, OTHER, "db");
+    // It would be made anew upon what is left of it.
+    control.registry.protect(MACHINE, &"web".parse().unwrap()).unwrap();
+    assert!(control.registry.get(MACHINE).is_none());
+    let made = control.registry.store().create_machine(MACHINE, "web", now());
+    assert!(matches!(made, Err(StoreError::RemovalUnfinished(MACHINE))));
+    control.registry.stop();
+    drop(control);
+    std::fs::remove_file(&journal).unwrap();
+    let control = target(data.path());
+    finish_removals(&control.registry, &control.site, &control.audit);
+    assert!(control.registry.store().removing().is_empty());
+    control.registry.stop();
+}
