@@ -56,20 +56,26 @@ impl Control {
             machine.store.check_unread().map_err(Response::failed)?;
         }
         let set = set_of(disks.iter());
-        // What had ended before the agent knows, or hears of when it comes.
         let active = set_of(disks.iter().filter(|disk| disk.protection.is_active()));
+        let let_go_before = disks.iter().all(|disk| disk.protection == Protection::EndedByAgent);
         machine.store.end_protection(set).map_err(Response::failed)?;
         machine.note_ended(set);
         say(machine, TargetMessage::Unprotect { disks: set });
         let let_go = || machine.store.let_go().0 & active.0 == active.0;
-        let heard = wait_for_agent(machine, let_go);
+        let agent = if !active.is_empty() {
+            match wait_for_agent(machine, let_go) {
+                Heard::Yes => "its agent has let it go",
+                Heard::NotYet => "its agent has not confirmed it yet",
+                Heard::NotConnected => "its agent is not connected, and lets it go when it comes",
+            }
+        } else if let_go_before {
+            "its agent had let it go before"
+        } else {
+            // No word of the agent need come any more: it may know of it for long.
+            "it had ended here before, and its agent lets it go when it hears of it"
+        };
         let name = &machine.name;
         let what = ending.disk.map_or_else(|| name.to_string(), |disk| format!("{name}/{disk}"));
-        let agent = match heard {
-            Heard::Yes => "its agent has let it go",
-            Heard::NotYet => "its agent has not confirmed it yet",
-            Heard::NotConnected => "its agent is not connected, and lets it go when it comes",
-        };
         if !ending.delete_replica {
             return Ok(told(format!(
                 "{what}: protected no more, {agent}; replica and points stay"

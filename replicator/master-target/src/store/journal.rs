@@ -69,6 +69,8 @@ pub(super) struct Journal {
     pub(super) written: DiskSet,
     /// Disks whose protection any record ended.
     pub(super) removed: DiskSet,
+    /// Those of them of which that is durable.
+    pub(super) let_go: DiskSet,
     pub(super) tail: Option<Tail>,
     /// The number of the next segment, and what its first entry follows.
     pub(super) next_segment: u64,
@@ -139,6 +141,7 @@ impl Journal {
         self.check_state()?;
         let waiting = self.tail.as_ref().filter(|tail| !tail.waiting.is_empty());
         let Some(tail) = waiting else { return Ok(self.durable) };
+        let removed = self.removed;
         let synced = if holds(Rule::AckAfterSync) { tail.file.sync() } else { Ok(()) };
         if let Err(error) = synced {
             // A failed sync may have given its writes up: only what recovery reads back counts from
@@ -154,6 +157,7 @@ impl Journal {
             marker = if waiting.is_marker { Some(waiting.last) } else { marker };
         }
         self.durable = segment.last;
+        self.let_go = removed;
         index.last_marker = marker.unwrap_or(index.last_marker);
         Ok(self.durable)
     }

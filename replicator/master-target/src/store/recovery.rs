@@ -208,6 +208,7 @@ impl<'a> Walk<'a> {
             consistency: self.consistency,
             written: self.written,
             removed: self.removed,
+            let_go: self.removed,
             tail,
             next_segment: manifest.journal.segment + self.index.segments.len() as u64,
             chain_value: self.chain_value,

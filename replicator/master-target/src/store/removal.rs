@@ -26,9 +26,9 @@ impl StoreMachine {
         })
     }
 
-    /// Disks that the agent has let go, as the log says, to its durable end or beyond.
+    /// Disks that the agent has let go, as the log says up to its durable end.
     pub fn let_go(&self) -> DiskSet {
-        lock(&self.shared.journal).removed
+        lock(&self.shared.journal).let_go
     }
 
     /// What a disk is called here, also one whose replica was deleted.

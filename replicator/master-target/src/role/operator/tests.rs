@@ -35,6 +35,31 @@ fn protect(control: &Control, id: MachineId, name: &str) -> Arc<Protected> {
     machine
 }
 
+fn said(answer: Answer<Response>) -> String {
+    match answer {
+        Ok(Response::Told { message }) | Err(Response::Failed { message, .. }) => message,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_agent_that_was_not_heard_has_let_nothing_go() {
+    let data = tempfile::tempdir().unwrap();
+    let control = target(data.path());
+    let machine = protect(&control, MACHINE, "web");
+    let second: Name = "second".parse().unwrap();
+    let mut ending = Ending { disk: Some(&second), delete_replica: false };
+    let told = said(control.unprotect(&machine, &ending));
+    assert!(told.contains("is not connected, and lets it go when it comes"), "{told}");
+    for delete_replica in [false, true] {
+        ending.delete_replica = delete_replica;
+        let told = said(control.unprotect(&machine, &ending));
+        assert!(told.contains("it had ended here before"), "{told}");
+        assert!(!told.contains("has let it go"), "{told}");
+    }
+    control.registry.stop();
+}
+
 #[test]
 fn a_removal_that_cannot_be_finished_keeps_nobody_else_out() {
     let data = tempfile::tempdir().unwrap();
