@@ -23,6 +23,12 @@ impl PauseWord {
         Self { said_at: now.max(WallTime(self.said_at.0.saturating_add(1))), paused }
     }
 
+    /// Whether a later word can follow, as one can of every clock in use: one from the end of time
+    /// would count for ever.
+    pub fn can_be_followed(self) -> bool {
+        self.said_at.0 < u64::MAX / 2
+    }
+
     /// Which of two words counts; the order in which they are heard makes no difference.
     pub fn merge(self, other: Self) -> Self {
         self.max(other)
@@ -50,6 +56,16 @@ mod tests {
         let pause = PauseWord::default().say(true, WallTime(1000));
         let resume = pause.say(false, WallTime(3));
         assert_eq!(pause.merge(resume), resume);
+    }
+
+    #[test]
+    fn a_word_that_nothing_could_follow_is_known_as_such() {
+        let end = PauseWord { said_at: WallTime(u64::MAX), paused: true };
+        assert!(!end.can_be_followed());
+        assert_eq!(end.merge(end.say(false, WallTime(3))), end);
+        let ahead = PauseWord { said_at: WallTime(4_000_000_000_000_000_000), paused: true };
+        assert!(ahead.can_be_followed());
+        assert!(!ahead.merge(ahead.say(false, WallTime(3))).paused);
     }
 
     #[test]

@@ -159,6 +159,12 @@ impl Journal {
         let known = machine.store.status().pause;
         let counts = match machine.store.pause(word) {
             Ok(counts) => counts,
+        if word > known && !word.can_be_followed() {
+            let (machine, said_at) = (&machine.name, word.said_at.0);
+            tracing::error!(%machine, said_at, "the agent's word on a pause is not kept: no later \
+                 one could follow; set its clock and say it again");
+            return;
+        }
             Err(error) => {
                 let machine = &machine.name;
                 tracing::error!(%machine, %error, "what the agent says of a pause is not kept");

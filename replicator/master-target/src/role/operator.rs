@@ -36,8 +36,14 @@ impl Control {
         let word = machine.store.pause(word).map_err(Response::failed)?;
         say(machine, TargetMessage::Pause(word));
         let heard = wait_for_agent(machine, || machine.live().told_pause >= Some(word));
-        let state = if paused { "paused" } else { "resumed" };
+        // What counts is said, not what was asked for: a later word may have come from the agent.
+        let state = if word.paused { "paused" } else { "resumed" };
         let name = &machine.name;
+        if word.paused != paused {
+            return Err(Response::failed(format!(
+                "{name}: {state} by a later word of its agent; see `redoubt status`, and ask again"
+            )));
+        }
         Ok(told(match heard {
             Heard::Yes => format!("{name}: {state}"),
             Heard::NotYet => format!("{name}: {state} here; its agent has not confirmed it yet"),

@@ -3,7 +3,8 @@
 use super::*;
 use crate::store::{Admitted, DiskSpec, Store, StoreOptions};
 use redoubt_engine::uring_directory::{UringOptions, open_directory};
-use redoubt_log::{DiskIndex, Incarnation, MachineId};
+use redoubt_log::{DiskIndex, Incarnation, MachineId, WallTime};
+use redoubt_protocol::PauseWord;
 use std::sync::Arc;
 
 const MACHINE: MachineId = MachineId([1; 16]);
@@ -57,6 +58,18 @@ fn an_agent_that_was_not_heard_has_let_nothing_go() {
         assert!(told.contains("it had ended here before"), "{told}");
         assert!(!told.contains("has let it go"), "{told}");
     }
+    control.registry.stop();
+}
+
+#[test]
+fn a_word_that_does_not_count_is_not_told_as_if_it_did() {
+    let data = tempfile::tempdir().unwrap();
+    let control = target(data.path());
+    let machine = protect(&control, MACHINE, "web");
+    let end = PauseWord { said_at: WallTime(u64::MAX), paused: true };
+    machine.store.pause(end).unwrap();
+    let told = said(control.pause(&machine, false));
+    assert!(told.contains("web: paused by a later word"), "{told}");
     control.registry.stop();
 }
 
