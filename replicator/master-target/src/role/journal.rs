@@ -28,6 +28,8 @@ const FULL_RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Fence {
     pub admitted: Admitted,
     pub new_generation: bool,
+    /// Whether the agent remembers of no session.
+    pub first: bool,
     pub disks: Vec<DiskSpec>,
 }
 
@@ -157,14 +159,14 @@ impl Journal {
     fn pause(&self, word: PauseWord) {
         let machine = &self.machine;
         let known = machine.store.status().pause;
-        let counts = match machine.store.pause(word) {
-            Ok(counts) => counts,
         if word > known && !word.can_be_followed() {
             let (machine, said_at) = (&machine.name, word.said_at.0);
             tracing::error!(%machine, said_at, "the agent's word on a pause is not kept: no later \
                  one could follow; set its clock and say it again");
             return;
         }
+        let counts = match machine.store.pause(word) {
+            Ok(counts) => counts,
             Err(error) => {
                 let machine = &machine.name;
                 tracing::error!(%machine, %error, "what the agent says of a pause is not kept");
@@ -205,7 +207,8 @@ impl Journal {
         self.set_full(None);
         let store = &self.machine.store;
         let waited = store.waiting();
-        let answer = store.hello(fence.admitted, fence.new_generation, &fence.disks);
+        let answer = if fence.first { store.check_first(&fence.disks) } else { Ok(()) }
+            .and_then(|()| store.hello(fence.admitted, fence.new_generation, &fence.disks));
         self.note_placed(&waited, answer.as_ref().err());
         // The session that asked may have ended.
         let _ = reply.send(answer);

@@ -148,6 +148,7 @@ impl MachineTask {
         let fence = Fence {
             admitted: Admitted { incarnation: admission.incarnation, run: admission.run.0 },
             new_generation: matches!(admission.continuity, Continuity::Lost(_)),
+            first: hello.generation.is_none() && hello.last_incarnation.is_none(),
             disks: disks_of(hello),
         };
         let (reply, answer) = tokio::sync::oneshot::channel();

@@ -11,6 +11,28 @@ use redoubt_engine::storage::Open;
 use redoubt_log::DiskIndex;
 
 impl StoreMachine {
+    /// Whether the disks of an agent that remembers of no session may have the numbers that they
+    /// come with. One that has lost its state counts from 0 again: a new disk is not to be let go
+    /// because another, of the same number, has ended here.
+    pub fn check_first(&self, disks: &[DiskSpec]) -> Result<()> {
+        let manifest = lock(&self.shared.manifest);
+        let over = |spec: &DiskSpec| {
+            let known = manifest.disk(spec.index)?;
+            let is_same = known.name == spec.name && known.size == spec.size;
+            (!known.protection.is_active() && !is_same).then_some(known)
+        };
+        let Some((spec, known)) = disks.iter().find_map(|spec| Some((spec, over(spec)?))) else {
+            return Ok(());
+        };
+        let what = format!(
+            "has the number {} of {}, whose protection has ended here: the agent has lost its \
+             state.json; put it back, or join with a new state directory and a token of \
+             `redoubt invite --machine OTHER`",
+            known.index, known.name
+        );
+        Err(StoreError::DiskChanged { name: spec.name.clone(), what })
+    }
+
     /// Takes a disk in; it is durable when this returns. One that is known must come with the same
     /// properties, but where its protection has ended: the answer says so, and the agent lets it
     /// go.

@@ -159,6 +159,22 @@ fn what_ends_here_is_told_at_the_next_hello_and_size_does_not_matter_any_more() 
 }
 
 #[test]
+fn a_new_disk_of_an_agent_that_has_lost_its_state_is_not_let_go_for_one_that_ended() {
+    let mut world = World::new(1);
+    send_point(&mut world, 0, 1, DiskSet(3));
+    world.machine().end_protection(only(ENDED)).unwrap();
+    let mut specs = disk_specs();
+    world.machine().check_first(&specs).unwrap();
+    specs[1].name = "other".to_owned();
+    let refused = world.machine().check_first(&specs).unwrap_err().to_string();
+    assert!(refused.contains("disk other") && refused.contains("state.json"), "{refused}");
+    specs = disk_specs();
+    specs[1].size *= 2;
+    world.machine().check_first(&specs).unwrap_err();
+    assert!(hello(&world.machine(), 2, &specs).disks.len() == 2);
+}
+
+#[test]
 fn a_disk_that_is_protected_again_has_a_number_of_its_own_and_the_old_one_is_kept_beside() {
     for is_told in [false, true] {
         let mut world = World::new(1);
