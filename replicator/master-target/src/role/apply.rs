@@ -63,18 +63,20 @@ impl Apply {
     fn step(&mut self) -> bool {
         match self.machine.store.apply_next(now()) {
             Ok(ApplyOutcome::Idle) => {
-                self.look_at_devices();
+                self.look_at_replicas();
                 false
             }
             Ok(ApplyOutcome::Applied { to, .. }) => {
                 self.machine.applied.store(to.0, Ordering::Release);
                 self.machine.live().apply_error = None;
+                self.machine.live().missing_replicas.clear();
                 // The task ends only with the process.
                 let _ = self.machine.events.blocking_send(MachineEvent::Applied(to));
                 true
             }
             Err(error) => {
                 let text = error.to_string();
+                self.machine.look_at_replica_files();
                 let known = self.machine.live().apply_error.replace(text.clone());
                 if known.as_ref() != Some(&text) {
                     tracing::error!(machine = %self.machine.name, %error, "apply stands still");
@@ -84,8 +86,12 @@ impl Apply {
         }
     }
 
-    /// A device that was missing may be there again, though nothing waits for it.
-    fn look_at_devices(&self) {
+    /// What was missing may be there again, though nothing waits for it.
+    fn look_at_replicas(&self) {
+        let is_missing = !self.machine.live().missing_replicas.is_empty();
+        if is_missing {
+            self.machine.look_at_replica_files();
+        }
         let is_wrong = self.machine.live().apply_error.is_some();
         if is_wrong && self.machine.store.check_devices().is_ok() {
             self.machine.live().apply_error = None;

@@ -12,7 +12,7 @@ use crossbeam::sync::Unparker;
 use redoubt_control::Response;
 use redoubt_control::audit::AuditLog;
 use redoubt_control::chronicle::Chronicler;
-use redoubt_log::{DiskSet, MachineId, Name, WallTime};
+use redoubt_log::{DiskIndex, DiskSet, MachineId, Name, WallTime};
 use redoubt_protocol::PauseWord;
 use redoubt_protocol::message::{MarkedPoint, Report, RequestId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -46,6 +46,8 @@ pub(super) struct Live {
     pub said: Option<Said>,
     pub full: Option<String>,
     pub apply_error: Option<String>,
+    /// Disks whose replica files are gone or too short, and what is wrong with each.
+    pub missing_replicas: BTreeMap<DiskIndex, String>,
     /// Whether the operator has paused the machine, as the agent said last.
     pub told_pause: Option<PauseWord>,
     pub marks: HashMap<RequestId, MarkReply>,
@@ -87,6 +89,18 @@ impl Protected {
     /// What is known of it now: plain values, whole even if a holder of the lock has panicked.
     pub fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks whether the replica files are there in full.
+    pub fn look_at_replica_files(&self) {
+        let missing = self.store.missing_replicas().into_iter();
+        let missing = missing.map(|(disk, error)| (disk, error.to_string())).collect();
+        let known = std::mem::replace(&mut self.live().missing_replicas, missing);
+        let live = self.live();
+        for (_, error) in live.missing_replicas.iter().filter(|(disk, _)| !known.contains_key(disk))
+        {
+            tracing::error!(machine = %self.name, %error, "a replica is missing");
+        }
     }
 }
 
@@ -184,6 +198,7 @@ impl Registry {
             tracing::error!(machine = %machine.name, %error, "apply waits for a device");
             machine.live().apply_error = Some(error.to_string());
         }
+        machine.look_at_replica_files();
         let stopping = Arc::<AtomicBool>::default();
         let apply = apply::start(machine.clone(), self.keep, self.journal_keep, &stopping)?;
         let journal = journal::start(machine.clone(), apply.unparker.clone())?;

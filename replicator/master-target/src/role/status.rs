@@ -72,7 +72,8 @@ fn shown(
     let moves = state != DiskState::Paused;
     let good = |point: &&Point| point.disks.contains(disk.index);
     let last = points.iter().rev().find(good);
-    let applied = last.filter(|_| !disk.ahead_of_point);
+    let is_there = !live.missing_replicas.contains_key(&disk.index);
+    let applied = last.filter(|_| !disk.ahead_of_point && is_there);
     DiskStatus {
         name: name_of(&disk.name),
         state,
@@ -140,7 +141,10 @@ fn goes_on(
             (DiskState::Paused, Some(reason.to_owned()))
         }
         JournalState::Failed(why) => (DiskState::Paused, Some(format!("journal-failed: {why}"))),
-        JournalState::Ready | JournalState::Full => state_of(said_of(disk, live), live, now),
+        JournalState::Ready | JournalState::Full => match live.missing_replicas.get(&disk.index) {
+            Some(what) => (DiskState::Paused, Some(format!("replica-missing: {what}"))),
+            None => state_of(said_of(disk, live), live, now),
+        },
     }
 }
 
@@ -175,7 +179,8 @@ fn state_of(said: Option<&DiskReport>, live: &Live, now: Instant) -> (DiskState,
         wire::DiskState::Paused => DiskState::Paused,
     };
     let reason = (!said.reason.is_empty()).then(|| said.reason.clone());
-    (state, reason.or(live.apply_error.clone()))
+    let apply = live.apply_error.as_ref().map(|error| format!("apply-failed: {error}"));
+    (state, reason.or(apply))
 }
 
 fn tracker_of(said: &DiskReport) -> TrackerStatus {
@@ -306,6 +311,23 @@ mod tests {
         assert_eq!(show(&stored(true), &live, again).reason.as_deref(), Some("agent-silent"));
         assert_eq!(rpo(&live, again), Some(seconds(40) + Duration::from_millis(200)));
         assert_eq!(rpo(&Live::default(), again), None);
+    }
+
+    #[test]
+    fn a_disk_whose_replica_is_missing_does_not_stream_and_is_not_applied() {
+        let now = Instant::now();
+        let said = Some(said(now, wire::DiskState::Streaming, 0));
+        let mut live = Live { connected: Some(now), said, ..Live::default() };
+        live.missing_replicas.insert(DiskIndex(0), "disks/0: is not there".to_owned());
+        live.apply_error = Some("disks/0: is not there".to_owned());
+        let disk = show(&stored(true), &live, now);
+        assert_eq!(disk.state, DiskState::Paused);
+        assert_eq!(disk.reason.as_deref(), Some("replica-missing: disks/0: is not there"));
+        assert_eq!(disk.applied_point, None);
+        // What else stops the apply is a reason with a code.
+        live.missing_replicas.clear();
+        let reason = show(&stored(true), &live, now).reason;
+        assert_eq!(reason.as_deref(), Some("apply-failed: disks/0: is not there"));
     }
 
     #[test]

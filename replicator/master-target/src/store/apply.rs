@@ -44,6 +44,10 @@ enum Goal {
 pub(super) fn apply_next(shared: &Shared, now: WallTime) -> Result<ApplyOutcome> {
     let _turn = lock(&shared.applying);
     let Some(goal) = choose_goal(shared) else { return Ok(ApplyOutcome::Idle) };
+    // Also where nothing is written to the disk: a point must not name what is not there.
+    if let Some((_, error)) = shared.missing_replicas().pop() {
+        return Err(error);
+    }
     let interval = Interval::fold(shared, goal)?;
     let begun = matches!(goal, Goal::Exactly(_));
     let retained = if begun { None } else { interval.write_old_content(shared)? };

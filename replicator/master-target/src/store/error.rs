@@ -134,6 +134,20 @@ pub enum StoreError {
         /// What is wrong with it, and what can be done.
         what: String,
     },
+    /// A file that held a replica is gone, or a part of it is.
+    #[error(
+        "{path}: the replica of disk {disk} {what}; stop the target and put the file back as it \
+         was, or `redoubt unprotect --disk {disk} --delete-replica` and protect the disk again",
+        path = path.display()
+    )]
+    ReplicaMissing {
+        /// The disk.
+        disk: String,
+        /// The file.
+        path: PathBuf,
+        /// What is missing.
+        what: String,
+    },
     /// More devices are chosen than disks could come.
     #[error("{limit} devices wait for their disks: protect those disks first")]
     TooManyPlacements {

@@ -18,6 +18,7 @@ use super::shared::{Shared, lock};
 use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Storage, WriteRequest};
 use redoubt_log::{DiskIndex, MachineId};
 use serde::{Deserialize, Serialize};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -145,7 +146,7 @@ impl Shared {
         let known = lock(&self.manifest).disk(disk).cloned();
         let known = known.filter(Disk::is_kept).ok_or(StoreError::UnknownDisk(disk))?;
         let Some(placed) = &known.device else {
-            return Ok(self.storage.open(&self.layout.disk(disk), how)?);
+            return self.replica_file(&known, how);
         };
         // Held while the device is claimed, for it can be claimed once only.
         let mut devices = lock(&self.devices);
@@ -156,6 +157,34 @@ impl Shared {
         let file = place.find(&*self.storage, placed)?;
         devices.insert(disk, file.clone());
         Ok(file)
+    }
+
+    /// A file that is gone, or shorter than its disk, is no replica: made anew, or written beyond
+    /// its end, it would read as zeros.
+    fn replica_file(&self, disk: &Disk, how: Open) -> Result<Arc<dyn BlockFile>> {
+        let path = self.layout.disk(disk.index);
+        let name = disk.name.clone();
+        let missing = |what| StoreError::ReplicaMissing { disk: name, path: path.clone(), what };
+        match self.storage.open(&path, how) {
+            Ok(file) if file.size() >= disk.size => Ok(file),
+            Ok(file) => Err(missing(format!("has {} bytes of {}", file.size(), disk.size))),
+            Err(error) if error.source.kind() == ErrorKind::NotFound => {
+                Err(missing("is not there".to_owned()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Protected disks whose replica files are gone or too short.
+    pub(super) fn missing_replicas(&self) -> Vec<(DiskIndex, StoreError)> {
+        let mut disks = lock(&self.manifest).disks.clone();
+        disks.retain(|disk| disk.protection.is_active() && disk.device.is_none());
+        let missing = |disk: &Disk| match self.replica_file(disk, Open::ReadOnly) {
+            Err(error @ StoreError::ReplicaMissing { .. }) => Some((disk.index, error)),
+            // Another failure is told by what needs the file.
+            _ => None,
+        };
+        disks.iter().filter_map(missing).collect()
     }
 
     /// Lets all devices go, so that they are proven anew before the next use.
@@ -209,6 +238,12 @@ impl StoreMachine {
             disk.name == choice.disk && path == Some(&choice.device)
         };
         manifest.name == choice.machine && manifest.disks.iter().any(is_there)
+    }
+
+    /// Protected disks whose replica files are gone or too short; while there are any, nothing of
+    /// the machine is applied.
+    pub fn missing_replicas(&self) -> Vec<(DiskIndex, StoreError)> {
+        self.shared.missing_replicas()
     }
 
     /// Claims and proves every device, so that a wrong one is known before it is needed.

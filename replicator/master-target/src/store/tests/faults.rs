@@ -322,3 +322,40 @@ fn a_new_generation_goes_on_but_offers_no_point_before_it_is_consistent() {
     assert!(!world.machine().status().disks[0].ahead_of_point);
     world.finish().unwrap();
 }
+
+#[test]
+fn a_replica_file_that_is_gone_or_cut_short_stops_the_apply_and_is_not_filled_with_zeros() {
+    for short in [false, true] {
+        let mut world = world_with_points();
+        let path = PathBuf::from(format!("machines/{MACHINE}/disks/1"));
+        world.disk.remove(&path).unwrap();
+        if short {
+            let file = world.disk.open(&path, Open::CreateSparse(BLOCK as u64)).unwrap();
+            file.sync().unwrap();
+        }
+        world.disk.sync_directory(&path.with_file_name("")).unwrap();
+        world.restart_quietly().unwrap();
+        let missing = world.machine().missing_replicas();
+        assert_eq!(missing.len(), 1, "{missing:?}");
+        assert_eq!(missing[0].0, DiskIndex(1));
+        // The interval does not even write to it.
+        send_point(&mut world, 3);
+        world.deliver();
+        let applied = world.machine().status().applied;
+        for _ in 0..2 {
+            let Err(error @ StoreError::ReplicaMissing { .. }) = apply(&world) else {
+                panic!("it was applied");
+            };
+            let what = if short { "has 512 bytes of 3072" } else { "is not there" };
+            assert!(error.to_string().contains(what), "{error}");
+            assert!(error.to_string().contains("--delete-replica"), "{error}");
+        }
+        assert_eq!(world.machine().status().applied, applied);
+        let left = world.disk.open(&path, Open::ReadOnly).map(|file| file.size());
+        assert_eq!(left.ok(), short.then_some(BLOCK as u64));
+        // What the remedy says lets the other disk go on.
+        world.machine().end_protection(DiskSet(2)).unwrap();
+        world.machine().delete_replica(DiskIndex(1)).unwrap();
+        assert!(matches!(apply(&world), Ok(ApplyOutcome::Applied { point: Some(_), .. })));
+    }
+}
