@@ -168,10 +168,13 @@ impl Control {
             return Err(Response::failed(what));
         }
         let at = PlaceAt { machine: machine.as_str(), disk: disk.as_str(), device: path };
-        self.registry.store().place_later(at).map_err(|error| in_use(error, on))?;
-        Ok(told(format!(
-            "{machine}/{disk}: its replica will be {shown} once its agent announces it"
-        )))
+        let placed = self.registry.store().place_later(at).map_err(|error| in_use(error, on))?;
+        Ok(told(match placed {
+            true => format!("{machine}/{disk}: its replica is {shown}"),
+            false => {
+                format!("{machine}/{disk}: its replica will be {shown} once its agent announces it")
+            }
+        }))
     }
 }
 

@@ -222,6 +222,23 @@ impl StoreMachine {
         shared.remove_stray_replicas()
     }
 
+    /// Places a disk that is known by now; whether there is such a disk.
+    pub(super) fn place_known(&self, at: PlaceAt<'_>) -> Result<bool> {
+        // An admission, which takes disks in, has the journal from its begin to its end.
+        let active = {
+            let _journal = lock(&self.shared.journal);
+            let manifest = lock(&self.shared.manifest);
+            let named = |disk: &&Disk| disk.name == at.disk && disk.protection.is_active();
+            manifest.disks.iter().find(named).cloned()
+        };
+        let Some(disk) = active else { return Ok(false) };
+        let is_there = disk.device.as_ref().is_some_and(|placed| placed.path == at.device);
+        if !is_there {
+            self.place(disk.index, at.device)?;
+        }
+        Ok(true)
+    }
+
     /// Block devices that wait for disks of this machine.
     pub fn waiting(&self) -> Vec<Placement> {
         let machine = lock(&self.shared.manifest).name.clone();
@@ -275,6 +292,13 @@ pub struct PlaceAt<'a> {
     pub disk: &'a str,
     /// The device.
     pub device: &'a Path,
+}
+
+impl PlaceAt<'_> {
+    /// Whether this is the choice.
+    pub(super) fn is(&self, choice: &Placement) -> bool {
+        (self.machine, self.disk, self.device) == (&*choice.machine, &*choice.disk, &*choice.device)
+    }
 }
 
 /// All devices chosen for disks that are not known yet.

@@ -148,15 +148,26 @@ impl Store {
     }
 
     /// Chooses a block device for a disk that is not known yet, in the place of an earlier choice;
-    /// durable when this returns.
-    pub fn place_later(&self, at: PlaceAt<'_>) -> Result<()> {
+    /// durable when this returns. Whether it holds the replica already: its agent may have
+    /// announced the disk meanwhile.
+    pub fn place_later(&self, at: PlaceAt<'_>) -> Result<bool> {
         // Somebody who uses it is found now rather than at the first session.
         drop(self.storage.open(at.device, Open::Claim)?);
         self.placements.choose(Placement {
             machine: at.machine.to_owned(),
             disk: at.disk.to_owned(),
             device: at.device.to_owned(),
-        })
+        })?;
+        // One that was announced before the choice stood has its replica elsewhere, and nothing
+        // would ever take the choice up.
+        let machine = self.machines().into_iter().find(|machine| machine.name() == at.machine);
+        let made = machine.map_or(Ok(false), |machine| machine.place_known(at));
+        if made.is_err()
+            && let Err(error) = self.placements.forget(|known| at.is(known))
+        {
+            tracing::error!(%error, "a device that cannot be placed is still listed as waiting");
+        }
+        made
     }
 
     /// Block devices that are chosen for disks which no agent has announced yet.

@@ -180,6 +180,24 @@ fn a_device_that_was_chosen_before_its_disk_was_known_becomes_its_replica() {
     assert_eq!(other.status().disks.len(), usize::from(DISKS));
 }
 
+#[test]
+fn a_device_chosen_for_a_disk_that_was_announced_meanwhile_does_not_wait_for_it() {
+    let disk = LyingStorage::new(1);
+    let store = store(&disk);
+    let machine = store.create_machine(MACHINE, "m", WallTime(0)).unwrap();
+    admit(&machine, None).unwrap();
+    plug_in(&disk, SIZE - 512, Some("wwid:1"));
+    let at = PlaceAt { machine: "m", disk: "disk0", device: Path::new(DEVICE) };
+    let refused = store.place_later(at).map(drop);
+    assert!(wrong(refused).contains("place it on a larger one"));
+    assert!(store.waiting().is_empty(), "what failed waits for nothing");
+    plug_in(&disk, ROOMY, Some("wwid:1"));
+    assert!(store.place_later(at).unwrap());
+    assert_eq!(machine.status().disks[0].replica, Path::new(DEVICE));
+    assert!(store.waiting().is_empty());
+    assert!(!store.place_later(PlaceAt { disk: "disk9", ..at }).unwrap());
+}
+
 /// Places a disk with a cut after so many operations; whether it came to its end.
 fn place_cut(seed: u64, operations: u64, is_known: bool) -> Result<bool, String> {
     let disk = LyingStorage::new(seed);
@@ -193,7 +211,7 @@ fn place_cut(seed: u64, operations: u64, is_known: bool) -> Result<bool, String>
         machine.place(DISK, Path::new(DEVICE)).is_ok()
     } else {
         disk.crash_after(operations);
-        first.place_later(at).and_then(|()| admit(&machine, None)).is_ok()
+        first.place_later(at).and_then(|_| admit(&machine, None)).is_ok()
     };
     assert!(whole || disk.is_crashed());
     drop((first, machine));
