@@ -13,10 +13,10 @@ use redoubt_control::Response;
 use redoubt_engine::buffer::AlignedBuffer;
 use redoubt_log::{DiskSet, Sequence};
 use redoubt_protocol::{PauseWord, TargetMessage};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Frames of one commit: a window's worth.
 const BATCH_FRAMES: usize = 32;
@@ -43,9 +43,62 @@ pub(super) enum Job {
     /// Fence every older run, then say where the log goes on.
     Fence(Fence, FenceReply),
     /// The agent has said whether the operator has paused the machine: the store keeps it.
-    Pause(PauseWord),
+    Pause,
     /// End.
     Stop,
+}
+
+/// The newest word of an agent on a pause that is still to be kept. However often the agent speaks,
+/// no more than this waits.
+#[derive(Default)]
+pub(super) struct NewestWord(Mutex<Option<PauseWord>>);
+
+impl NewestWord {
+    /// Puts a word in; whether the thread is to be told.
+    pub fn put(&self, word: PauseWord) -> bool {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = *waiting;
+        *waiting = Some(known.map_or(word, |known| known.merge(word)));
+        known.is_none()
+    }
+
+    fn take(&self) -> Option<PauseWord> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Entries of the audit log that an agent may cause one after the other, and how long each takes to
+/// come back: the log has an end, and what operators did must not be pushed out of it.
+const LINES: u32 = 16;
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Bounds what an agent may cause to be written.
+struct Lines {
+    left: u32,
+    since: Instant,
+    unwritten: u64,
+}
+
+impl Lines {
+    fn new(now: Instant) -> Self {
+        Self { left: LINES, since: now, unwritten: 0 }
+    }
+
+    /// Whether there may be a line now, and how many there were not before it.
+    fn next(&mut self, now: Instant) -> Option<u64> {
+        while self.left < LINES && now.saturating_duration_since(self.since) >= LINE_EVERY {
+            (self.left, self.since) = (self.left + 1, self.since + LINE_EVERY);
+        }
+        if self.left == LINES {
+            self.since = now;
+        }
+        if self.left == 0 {
+            self.unwritten += 1;
+            return None;
+        }
+        self.left -= 1;
+        Some(std::mem::take(&mut self.unwritten))
+    }
 }
 
 /// A running thread.
@@ -62,7 +115,8 @@ pub(super) fn start(
     let (jobs, todo) = unbounded();
     let ended = machine.store.let_go();
     let (waiting, full, not_placed) = Default::default();
-    let mut journal = Journal { machine, apply, waiting, full, ended, not_placed };
+    let pauses = Lines::new(Instant::now());
+    let mut journal = Journal { machine, apply, waiting, full, ended, not_placed, pauses };
     let thread = std::thread::Builder::new()
         .name("journal".to_owned())
         .spawn(move || journal.run(&todo))
@@ -80,6 +134,8 @@ struct Journal {
     ended: DiskSet,
     /// Why the last admission failed, where a device that waits for a disk was the cause.
     not_placed: Option<String>,
+    /// What is written down of pauses ordered at the agent.
+    pauses: Lines,
 }
 
 impl Journal {
@@ -92,8 +148,8 @@ impl Journal {
                     self.fence(&fence, reply);
                     continue;
                 }
-                Ok(Job::Pause(word)) => {
-                    self.pause(word);
+                Ok(Job::Pause) => {
+                    self.pause();
                     continue;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -103,7 +159,7 @@ impl Journal {
             while self.waiting.len() < BATCH_FRAMES {
                 match todo.try_recv() {
                     Ok(Job::Append(entry)) => self.waiting.push(entry),
-                    Ok(Job::Pause(word)) => self.pause(word),
+                    Ok(Job::Pause) => self.pause(),
                     Ok(Job::Fence(asked, reply)) => {
                         fence = Some((asked, reply));
                         break;
@@ -156,8 +212,9 @@ impl Journal {
     }
 
     /// Keeps the agent's word, or answers with a later one.
-    fn pause(&self, word: PauseWord) {
+    fn pause(&mut self) {
         let machine = &self.machine;
+        let Some(word) = machine.pause_word.take() else { return };
         let known = machine.store.status().pause;
         if word > known && !word.can_be_followed() {
             let (machine, said_at) = (&machine.name, word.said_at.0);
@@ -179,7 +236,13 @@ impl Journal {
         }
         if counts.paused != known.paused {
             let action = if counts.paused { "pause" } else { "resume" };
-            let told = Response::Told { message: "ordered at the agent".to_owned() };
+            tracing::info!(machine = %machine.name, action, "ordered at the agent");
+            let message = match self.pauses.next(Instant::now()) {
+                Some(0) => "ordered at the agent".to_owned(),
+                Some(more) => format!("ordered at the agent; {more} before it are not written"),
+                None => return,
+            };
+            let told = Response::Told { message };
             audit(&machine.audit, None, action, machine.name.as_str(), &told);
         }
     }
@@ -257,5 +320,34 @@ fn next(todo: &Receiver<Job>, patience: Duration) -> Result<Job, RecvTimeoutErro
     match patience {
         Duration::MAX => todo.recv().map_err(|_| RecvTimeoutError::Disconnected),
         patience => todo.recv_timeout(patience),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redoubt_log::WallTime;
+
+    #[test]
+    fn however_often_an_agent_speaks_of_a_pause_one_word_waits() {
+        let (newest, mut jobs, mut word) = (NewestWord::default(), 0, PauseWord::default());
+        for flip in 0..1000 {
+            word = word.say(flip % 2 == 0, WallTime(flip));
+            jobs += u32::from(newest.put(word));
+        }
+        assert_eq!((jobs, newest.take(), newest.take()), (1, Some(word), None));
+        assert!(newest.put(word));
+    }
+
+    #[test]
+    fn an_agent_that_flips_its_pause_does_not_fill_the_audit_log() {
+        let start = Instant::now();
+        let mut lines = Lines::new(start);
+        let at = |tenths: u32| start + Duration::from_millis(100) * tenths;
+        let written = (0..1000).filter(|tenths| lines.next(at(*tenths)).is_some()).count();
+        assert!((16..=26).contains(&written), "{written}");
+        // Those that are missing are told of.
+        assert!(lines.next(at(2000)).unwrap() > 0);
+        assert_eq!(lines.next(at(2001)), Some(0));
     }
 }

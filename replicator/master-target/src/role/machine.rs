@@ -214,8 +214,10 @@ impl MachineTask {
                 self.machine.live().connected = None;
             }
             AgentMessage::Pause(word) => {
-                // A journal's thread that has failed has said so already.
-                let _ = self.journal.send(Job::Pause(word));
+                if self.machine.pause_word.put(word) {
+                    // A journal's thread that has failed has said so already.
+                    let _ = self.journal.send(Job::Pause);
+                }
             }
             // The session itself has dealt with these.
             AgentMessage::Hello(_) | AgentMessage::Confirmed => {}

@@ -96,12 +96,28 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
         let terms = Terms { point_interval: options.point_interval };
         Arrivals { listener, registry: registry.clone(), site, terms }.serve(stop).await;
         // The threads end while the machines' tasks still take what they have to tell.
-        let stopped = tokio::task::spawn_blocking(move || registry.stop()).await;
-        stopped.map_err(|_| TargetError::Failed { what: "a machine's" })
+        stop_machines(registry).await
     });
     // What reads a disk for a copy must not keep the process: it ends with it.
     runtime.shutdown_background();
     result
+}
+
+/// Ends the machines' threads, on a thread of its own: those that tokio lends may all wait for
+/// disks.
+async fn stop_machines(registry: Registry) -> Result<(), TargetError> {
+    let (ends, ended) = oneshot::channel::<()>();
+    let stop = move || {
+        registry.stop();
+        drop(ends);
+    };
+    let thread = std::thread::Builder::new()
+        .name("stop".to_owned())
+        .spawn(stop)
+        .map_err(|source| TargetError::start("the thread that ends the others", source))?;
+    // Nothing is sent: it is heard when the thread is over, however it ended.
+    let _ = ended.await;
+    thread.join().map_err(|_| TargetError::Failed { what: "a machine's" })
 }
 
 /// Makes a token for one machine.

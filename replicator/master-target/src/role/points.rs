@@ -1,7 +1,7 @@
 //! Points for an agent that asks: the list in pages, and a disk as it was at one, sent over a
 //! stream of its own. Reading happens on a thread that may wait for the disk.
 
-use super::protected::Protected;
+use super::protected::{Protected, READS_AT_ONCE};
 use crate::store::{Point, PointChoice, View};
 use bytes::Bytes;
 use redoubt_log::{DiskIndex, PointId, PointKind, Sequence, is_zero};
@@ -54,6 +54,11 @@ pub(super) async fn send_point(
     say: mpsc::UnboundedSender<TargetMessage>,
 ) {
     let request = asked.request;
+    let Ok(_turn) = machine.reads.clone().try_acquire_owned() else {
+        let why = format!("{READS_AT_ONCE} points of this machine are being read: try again later");
+        drop(say.send(TargetMessage::PointOpened { request, result: Err(why) }));
+        return;
+    };
     let choice = asked.point.map_or(PointChoice::Latest, PointChoice::Id);
     let open = move || machine.store.view(asked.disk, choice);
     let view = match tokio::task::spawn_blocking(open).await {

@@ -21,11 +21,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 /// Events that may wait for a machine's task: more than the frames of a window, so that every
 /// stream is always read.
 const EVENTS_WAITING: usize = 48;
+
+/// Points that an agent may have read at once: each holds a thread, of which there are not many.
+pub(super) const READS_AT_ONCE: usize = 4;
 
 /// The wall clock, as the log counts it.
 pub(super) fn now() -> WallTime {
@@ -69,6 +72,10 @@ pub(super) struct Protected {
     pub durable: AtomicU64,
     pub applied: AtomicU64,
     pub checks: checks::Turns,
+    /// Points that may still be read for its agent at once.
+    pub reads: Arc<Semaphore>,
+    /// What its agent has said of a pause, for the journal's thread.
+    pub pause_word: journal::NewestWord,
     pub audit: AuditLog,
     ended: AtomicU64,
     live: Mutex<Live>,
@@ -190,6 +197,8 @@ impl Registry {
             durable: AtomicU64::new(status.durable.0),
             applied: AtomicU64::new(status.applied.0),
             checks: checks::Turns::default(),
+            reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
+            pause_word: journal::NewestWord::default(),
             audit: self.audit.clone(),
             ended: AtomicU64::default(),
             live: Mutex::default(),

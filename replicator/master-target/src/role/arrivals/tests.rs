@@ -5,7 +5,7 @@ use crate::store::{Store, StoreOptions};
 use redoubt_control::audit::AuditLog;
 use redoubt_engine::uring_directory::{UringOptions, open_directory};
 use redoubt_log::{DiskIndex, DiskSet, RoleEpoch, Sequence};
-use redoubt_protocol::message::{DiskDescription, Hello, PROTOCOL_VERSION, RunId};
+use redoubt_protocol::message::{DiskDescription, Hello, PROTOCOL_VERSION, RequestId, RunId};
 use redoubt_transport::{AgentIdentity, connect, enrol};
 use std::path::Path;
 
@@ -134,5 +134,41 @@ async fn a_disk_that_ends_between_hello_and_welcome_is_told_behind_the_welcome()
     assert!(!welcome.disks[0].ended, "the order came before the admission");
     let told = parts.receiver.receive().await.unwrap();
     assert_eq!(told, TargetMessage::Unprotect { disks: only });
+    target.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_reads_many_points_at_once_is_told_to_wait() {
+    let base = tempfile::tempdir().unwrap();
+    let target = Target::start(&base.path().join("data"));
+    let identity = target.join(&base.path().join("state")).await;
+    let mut parts = target.connect(&identity).await;
+    parts.sender.send(&hello(identity.machine)).await.unwrap();
+    parts.receiver.receive().await.unwrap();
+    parts.sender.send(&AgentMessage::Confirmed).await.unwrap();
+    let welcome = parts.receiver.receive().await.unwrap();
+    assert!(matches!(welcome, TargetMessage::Welcome(_)), "{welcome:?}");
+    let reads = target.registry.get(identity.machine).unwrap().reads.clone();
+    let ask = |number| {
+        let (request, disk) = (RequestId(number), DiskIndex(0));
+        AgentMessage::ReadPoint { request, disk, point: None }
+    };
+    let mut refused = async |number| {
+        parts.sender.send(&ask(number)).await.unwrap();
+        match parts.receiver.receive().await.unwrap() {
+            TargetMessage::PointOpened { request, result: Err(why) } => {
+                assert_eq!(request, RequestId(number));
+                why
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let busy = u32::try_from(reads.available_permits()).unwrap();
+    let busy = reads.try_acquire_many_owned(busy).unwrap();
+    let why = refused(1).await;
+    assert!(why.contains("try again later"), "{why}");
+    drop(busy);
+    let why = refused(2).await;
+    assert!(why.contains("no recovery point yet"), "{why}");
     target.stop().await;
 }
