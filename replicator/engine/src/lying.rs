@@ -21,7 +21,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -73,6 +73,8 @@ struct File {
     medium: Medium,
     /// Held by each handle as well: a removed file lives while it is open.
     token: Arc<()>,
+    /// Held by the handle that claims it, and the run in which it was opened.
+    claim: (u64, Weak<()>),
 }
 
 impl LyingStorage {
@@ -178,15 +180,18 @@ impl Storage for LyingStorage {
                     Open::CreateSparse(size) => state.create(path, size, false)?,
                     Open::CreateAllocated(size) => state.create(path, size, true)?,
                 };
-                let file = &state.files[&node];
+                let run = state.run;
+                let file = state.files.get_mut(&node).expect("a node that was found has a file");
+                let claim = if how == Open::Claim { Some(file.claim(run)?) } else { None };
                 Ok(LyingFile {
                     storage: self.clone(),
                     path: path.to_path_buf(),
                     node,
-                    run: state.run,
+                    run,
                     size: file.medium.size(),
                     writable: how != Open::ReadOnly,
                     _token: file.token.clone(),
+                    _claim: claim,
                 })
             },
         )?;
@@ -298,6 +303,7 @@ struct LyingFile {
     size: u64,
     writable: bool,
     _token: Arc<()>,
+    _claim: Option<Arc<()>>,
 }
 
 impl LyingFile {
@@ -510,7 +516,7 @@ impl State {
         }
         let node = self.next_node;
         self.next_node += 1;
-        self.files.insert(node, File { medium, token: Arc::new(()) });
+        self.files.insert(node, File::new(medium));
         self.names.create(path, node);
         Ok(node)
     }

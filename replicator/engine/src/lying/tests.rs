@@ -277,6 +277,22 @@ fn a_removed_tree_may_come_back_in_parts_until_its_parent_is_synced() {
 }
 
 #[test]
+fn a_device_is_claimed_once_at_a_time() {
+    let storage = LyingStorage::new(1);
+    let path = Path::new("/dev/first");
+    storage.plug_in(path, SIZE, None);
+    let claim = || storage.open(path, Open::Claim);
+    let held = claim().unwrap();
+    assert_eq!(claim().err().unwrap().source.kind(), std::io::ErrorKind::ResourceBusy);
+    storage.open(path, Open::ReadOnly).unwrap();
+    drop(held);
+    let _held = claim().unwrap();
+    // A claim ends with its run.
+    storage.restart();
+    claim().unwrap();
+}
+
+#[test]
 fn a_device_outlives_cuts_and_can_be_another_one() {
     let storage = LyingStorage::new(1);
     let path = Path::new("/dev/first");

@@ -82,10 +82,10 @@ fn make_replica(shared: &Shared, manifest: &Manifest, disk: &mut Disk) -> Result
     let place =
         Place { machine: shared.machine, disk: disk.index, name: &disk.name, size: disk.size };
     // An attempt whose manifest failed holds the device still.
-    lock(&shared.devices).remove(&disk.index);
+    lock(&shared.devices).proven.remove(&disk.index);
     let (placed, file) = place.take(&*shared.storage, &device)?;
     disk.device = Some(placed);
-    lock(&shared.devices).insert(disk.index, file);
+    lock(&shared.devices).proven.insert(disk.index, file);
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use redoubt_log::{DiskIndex, MachineId};
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Devices chosen for disks that no agent has announced yet, below the store's root.
 pub(super) const FILE: &str = "placements";
@@ -150,12 +150,15 @@ impl Shared {
         };
         // Held while the device is claimed, for it can be claimed once only.
         let mut devices = lock(&self.devices);
-        if let Some(file) = devices.get(&disk) {
+        if let Some(file) = devices.proven.get(&disk) {
             return Ok(file.clone());
         }
         let place = Place { machine: self.machine, disk, name: &known.name, size: known.size };
-        let file = place.find(&*self.storage, placed)?;
-        devices.insert(disk, file.clone());
+        // One that a view reads still is ours, and is proven as one that is found.
+        let ours = devices.let_go.get(&disk).and_then(Weak::upgrade);
+        let ours = ours.filter(|file| place.prove(&**file, placed).is_ok());
+        let file = ours.map_or_else(|| place.find(&*self.storage, placed), Ok)?;
+        devices.proven.insert(disk, file.clone());
         Ok(file)
     }
 
@@ -189,7 +192,10 @@ impl Shared {
 
     /// Lets all devices go, so that they are proven anew before the next use.
     pub(super) fn let_devices_go(&self) {
-        lock(&self.devices).clear();
+        let mut devices = lock(&self.devices);
+        let proven = std::mem::take(&mut devices.proven);
+        let let_go = proven.iter().map(|(disk, file)| (*disk, Arc::downgrade(file)));
+        devices.let_go.extend(let_go);
     }
 }
 
@@ -215,7 +221,7 @@ impl StoreMachine {
         }
         shared.save(&next)?;
         *manifest = next;
-        lock(&shared.devices).insert(disk, file);
+        lock(&shared.devices).proven.insert(disk, file);
         let machine = manifest.name.clone();
         drop((manifest, journal));
         shared.placements.forget(|known| (&known.machine, &known.disk) == (&machine, &name))?;

@@ -62,7 +62,7 @@ impl StoreMachine {
             *manifest = next;
             unneeded
         };
-        lock(&shared.devices).remove(&disk);
+        lock(&shared.devices).proven.remove(&disk);
         shared.remove_retention(&unneeded)?;
         shared.remove_stray_replicas()
     }

@@ -15,7 +15,16 @@ use redoubt_log::{DiskIndex, MachineId, Sequence};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// Block devices that are claimed.
+#[derive(Default)]
+pub(super) struct Devices {
+    /// Those that are proven.
+    pub(super) proven: BTreeMap<DiskIndex, Arc<dyn BlockFile>>,
+    /// Those that were let go: where a view reads one still, nobody can claim it anew.
+    pub(super) let_go: BTreeMap<DiskIndex, Weak<dyn BlockFile>>,
+}
 
 /// One machine's parts.
 pub(super) struct Shared {
@@ -34,7 +43,7 @@ pub(super) struct Shared {
     /// Points that views hold, and how many each.
     pub(super) pins: Mutex<BTreeMap<Sequence, usize>>,
     /// Block devices that are claimed and proven; held while one is claimed.
-    pub(super) devices: Mutex<BTreeMap<DiskIndex, Arc<dyn BlockFile>>>,
+    pub(super) devices: Mutex<Devices>,
     /// Devices chosen for disks that are still to be announced.
     pub(super) placements: Arc<Placements>,
     /// One apply at a time.

@@ -4,7 +4,7 @@
 use super::agent::{BLOCK, MACHINE, block_of, consistent, write};
 use super::world::{BLOCKS, DISKS, World, admit, all_disks, disk_specs, judge, options};
 use crate::store::{PlaceAt, PointChoice, Store, StoreError, StoreMachine};
-use redoubt_engine::lying::LyingStorage;
+use redoubt_engine::lying::{Fault, Kind, LyingStorage};
 use redoubt_engine::storage::{Open, ReadRequest, Storage};
 use redoubt_log::{DiskIndex, MachineId, WallTime};
 use std::path::Path;
@@ -124,6 +124,25 @@ fn another_device_in_its_place_is_never_written() {
 }
 
 #[test]
+fn a_device_that_a_view_reads_is_written_again_after_a_failure() {
+    let mut world = World::new(1);
+    plug_in(&world.disk, ROOMY, Some("wwid:1"));
+    world.machine().place(DISK, Path::new(DEVICE)).unwrap();
+    send_point(&mut world, 0, 1);
+    apply(&world).unwrap();
+    let view = world.machine().view(DISK, PointChoice::Latest).unwrap();
+    send_point(&mut world, 0, 2);
+    for _ in 0..2 {
+        world.disk.inject(Fault::eio(DEVICE).on(Kind::Write));
+        apply(&world).unwrap_err();
+    }
+    apply(&world).unwrap();
+    expect(&world, [2, 0, 0, 0, 0, 0]);
+    let truth = world.agent.truth(DISK, BLOCKS, view.point().sequence);
+    (0..BLOCKS).for_each(|block| judge(&view, &truth, block).unwrap());
+}
+
+#[test]
 fn a_device_without_room_for_a_stamp_needs_an_identity_and_a_small_one_is_refused() {
     for (size, identity, refused) in [
         (SIZE, Some("dm:LVM-1"), None),
@@ -195,7 +214,9 @@ fn a_device_chosen_for_a_disk_that_was_announced_meanwhile_does_not_wait_for_it(
     assert!(store.place_later(at).unwrap());
     assert_eq!(machine.status().disks[0].replica, Path::new(DEVICE));
     assert!(store.waiting().is_empty());
-    assert!(!store.place_later(PlaceAt { disk: "disk9", ..at }).unwrap());
+    disk.plug_in(Path::new("/dev/second"), ROOMY, None);
+    let later = PlaceAt { disk: "disk9", device: Path::new("/dev/second"), ..at };
+    assert!(!store.place_later(later).unwrap());
 }
 
 /// Places a disk with a cut after so many operations; whether it came to its end.
