@@ -239,11 +239,18 @@ fn expect_nothing_lost(mut busy: Busy, acknowledged: u64, good: &str) -> Result<
     busy.finish()
 }
 
+/// A site's directory, which cannot go with the site where a file system is still mounted in it: it
+/// goes with the one around it.
+fn below(outer: &tempfile::TempDir) -> Result<tempfile::TempDir> {
+    Ok(tempfile::tempdir_in(outer.path())?)
+}
+
 #[test]
 fn a_disk_that_runs_out_below_the_targets_files_is_a_full_one_and_it_goes_on_by_itself()
 -> Result<()> {
     keep_mounts_private()?;
-    let scratch = scratch()?;
+    let outer = scratch()?;
+    let scratch = below(&outer)?;
     let path = scratch.path().to_path_buf();
     let (memory, under) = Overcommitted::make(path.join("memory"), 512 << 20, 1 << 30)?;
     Filesystem::Ext4.make(&under)?;
@@ -262,7 +269,8 @@ fn a_disk_that_runs_out_below_the_targets_files_is_a_full_one_and_it_goes_on_by_
 #[test]
 fn a_failing_disk_below_the_targets_files_is_told_and_loses_nothing() -> Result<()> {
     keep_mounts_private()?;
-    let scratch = scratch()?;
+    let outer = scratch()?;
+    let scratch = below(&outer)?;
     let path = scratch.path().to_path_buf();
     let memory = memfd_create("redoubt-e2e", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC)?;
     let memory = fs::File::from(memory);
