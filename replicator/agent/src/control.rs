@@ -14,7 +14,7 @@ use redoubt_control::status::{
     MachineStatus, PointKind, PointStatus, PositionStatus, Role, RoleStatus,
 };
 use redoubt_control::units::UtcTime;
-use redoubt_control::{ExitStatus, Response};
+use redoubt_control::{ExitStatus, Marked, Response};
 use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, Name, PointId, Sequence};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::{MarkedPoint, PointSummary};
@@ -168,7 +168,10 @@ impl Control {
         if applied && !reached(&self.shared.applied, marked.sequence, deadline) {
             return late("applied to the replica disks");
         }
-        Response::Marked { point: marked.point.into() }
+        let lacks = |(index, _): &&(DiskIndex, Name)| marked.lacking.contains(*index);
+        let lacking = self.disks.iter().filter(lacks).map(|(_, name)| name.clone()).collect();
+        let (point, proven) = (marked.point.into(), marked.proven);
+        Response::Marked { marked: Marked { point, lacking, proven } }
     }
 
     /// Which log, and which run of it, numbers belong to.

@@ -10,8 +10,9 @@ use crate::presence::{Absent, Present};
 use crate::snapshot::DiskSnapshot;
 use crate::state::{EndedDisk, ProtectedDisk, State};
 use crate::unprotect::Which;
+use crate::verify::Untracked;
 use redoubt_control::options::DiskArgument;
-use redoubt_log::{DiskIndex, GapReason, Name, Sequence};
+use redoubt_log::{DiskIndex, DiskSet, GapReason, Name, Sequence};
 use redoubt_protocol::message::{DiskDescription, KnownDisk, Welcome};
 use redoubt_protocol::{AgentPast, PauseWord};
 use redoubt_tracker::device::BlockDevice;
@@ -159,6 +160,28 @@ impl ProtectedDisks {
     pub fn names(&self) -> Vec<(DiskIndex, Name, PathBuf)> {
         let name = |disk: &ProtectedDisk| (disk.index, disk.name.clone(), disk.device.clone());
         self.state.disks.iter().map(name).collect()
+    }
+
+    /// The numbers of the protected disks, be they there or not.
+    pub fn indexes(&self) -> DiskSet {
+        let mut all = DiskSet::default();
+        self.state.disks.iter().for_each(|disk| all.insert(disk.index));
+        all
+    }
+
+    /// The protected disks of which nothing is tracked, and why.
+    pub fn untracked(&self, tracking: &Tracking) -> Vec<Untracked> {
+        let disks = self.state.disks.iter().zip(&self.disks);
+        let disks = disks.filter(|(known, _)| tracking.size(known.index).is_none());
+        let why = |(known, disk): (&ProtectedDisk, &Disk)| Untracked {
+            name: known.name.clone(),
+            size: known.size,
+            reason: match &disk.presence {
+                Err(absent) => absent.reason.clone(),
+                Ok(_) => "its tracking has not begun".to_owned(),
+            },
+        };
+        disks.map(why).collect()
     }
 
     /// The disks that are there, open for the reads of `D`; for one caller.

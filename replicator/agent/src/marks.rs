@@ -39,6 +39,8 @@ pub(crate) struct Here {
     /// The disks for which a point here is good, of all.
     pub settled: DiskSet,
     pub all: DiskSet,
+    /// Those that are protected, be they there or not.
+    pub protected: DiskSet,
     /// Whether the tracker can prove that it missed nothing.
     pub proven: bool,
 }
@@ -105,7 +107,9 @@ impl Marks {
                 let point = PointId::random();
                 let label = clean(&request.label);
                 let sequence = log.marker(point, request.kind, label, here);
-                (request.reply)(Ok(MarkedPoint { point, sequence }));
+                let lacking = here.protected.without(here.settled);
+                let proven = here.proven;
+                (request.reply)(Ok(MarkedPoint { point, sequence, lacking, proven }));
                 marked = Some(sequence);
             }
             if marked.is_some() {

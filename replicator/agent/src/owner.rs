@@ -251,8 +251,9 @@ impl Owner {
             Command::Unprotect(which, reply) => self.unprotect(&which, reply),
             Command::Verify(request) => {
                 let (logging, by_operator) = (self.log.is_some(), self.disks.is_paused());
-                let standing = Standing { logging, by_operator };
-                self.verify.begin(request, &mut self.tracking, &standing, Instant::now());
+                let untracked = self.disks.untracked(&self.tracking);
+                let standing = Standing { logging, by_operator, untracked };
+                self.verify.begin(request, &mut self.tracking, standing, Instant::now());
                 Ok(())
             }
             Command::Stop => Ok(()),
@@ -403,7 +404,8 @@ impl Owner {
             && let Some(at) = self.coverage.time()
         {
             let proven = self.order_proven;
-            let here = Here { drained, at, settled, all, proven };
+            let protected = self.disks.indexes();
+            let here = Here { drained, at, settled, all, protected, proven };
             self.marks.take(log, &here, now);
             if self.verify.wants_point(drained, settled) {
                 let (point, kind) = (PointId::random(), PointKind::CrashConsistent);

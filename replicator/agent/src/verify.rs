@@ -21,7 +21,7 @@ use redoubt_log::{ByteRange, DiskIndex, DiskSet, PointId, Sequence};
 use redoubt_protocol::verify::VerifyOutcome;
 use redoubt_tracker::probe::Attached;
 use redoubt_tracker::{ReadOrder, RingPosition, Tracking};
-use run::{Found, Run, Step};
+use run::{Found, Run, RunDisk, Step};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,6 +61,16 @@ pub(crate) struct Standing {
     /// A log is written.
     pub logging: bool,
     pub by_operator: bool,
+    /// Protected disks of which nothing can be compared.
+    pub untracked: Vec<Untracked>,
+}
+
+/// A protected disk that is not tracked: absent, or not what it was.
+pub(crate) struct Untracked {
+    pub name: Name,
+    pub size: u64,
+    /// A reason code and the device.
+    pub reason: String,
 }
 
 /// The verify of this machine, if one is under way: one at a time.
@@ -97,7 +107,7 @@ impl Verify {
         &mut self,
         mut request: VerifyRequest,
         tracking: &mut Tracking,
-        standing: &Standing,
+        standing: Standing,
         now: Instant,
     ) {
         if self.is_given_up() {
@@ -119,7 +129,15 @@ impl Verify {
             tracing::info!(disks = disks.len(), "verify begins");
             self.under_way = self.named(disks.iter().map(|(index, _)| *index));
             self.audit.write(None, "verify", &self.under_way, "begun", None);
-            self.run = Some(Run::new(request, &disks, now));
+            let untracked = match request.disk {
+                Some(_) => Vec::new(),
+                None => standing.untracked,
+            };
+            let named = disks.into_iter().map(|(index, size)| {
+                let name = self.named(std::iter::once(index));
+                RunDisk { index, name, size }
+            });
+            self.run = Some(Run::new(request, named.collect(), &untracked, now));
             return;
         };
         (request.tell)(VerifyEvent::Ended(Err(why.to_owned())));

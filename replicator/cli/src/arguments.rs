@@ -31,7 +31,7 @@ const COMMON: &str = "Common options";
         0  done\n  \
         1  failed; the message says why and what to do\n  \
         2  the command line or a configuration file is wrong\n  \
-        3  done, and the answer is no: cannot be protected, differs, is damaged\n  \
+        3  done, and the answer is no: cannot be protected, differs, is damaged, lacks a disk\n  \
         4  timed out\n  \
         5  no role behind the runtime directory\n\n\
         Environment:\n  \

@@ -42,7 +42,7 @@ pub fn run(arguments: &Arguments, log: &Log) -> anyhow::Result<ExitStatus> {
         #[cfg(feature = "agent")]
         Command::Disks(command) => disks::run(command),
         Command::Status(command) => status::run(command, &arguments.runtime(None)),
-        Command::Mark(command) => mark::run(command, &arguments.runtime(None)),
+        Command::Mark(command) => mark::run(command, &arguments.runtime(None), log),
         Command::Points(command) => points::run(command, &arguments.runtime(None)),
         Command::CopyOut(command) => copy_out::run(command, &arguments.runtime(None)),
         Command::Verify(command) => verify::run(command, &arguments.runtime(None)),

@@ -29,7 +29,7 @@ impl Log {
         })
     }
 
-    /// Tells why the command ends.
+    /// Tells why the command ends as it does.
     pub fn report(&self, message: &str) {
         match self.start(None) {
             LogFormat::Text => eprintln!("redoubt: {message}"),

@@ -3,8 +3,8 @@
 
 use redoubt_control::status::{PointKind, PointStatus, RoleStatus};
 use redoubt_control::{
-    DifferentRange, ExitStatus, Handler, Peer, PointSelector, Request, Responder, Response, Role,
-    RuntimeDirectory, Server, UtcTime, VerifyReport,
+    DifferentRange, ExitStatus, Handler, Marked, Peer, PointSelector, Request, Responder, Response,
+    Role, RuntimeDirectory, Server, UtcTime, VerifyReport,
 };
 use redoubt_log::Name;
 use std::path::Path;
@@ -44,7 +44,14 @@ impl Play {
                 status: ExitStatus::TimedOut,
                 message: "not durable in time".into(),
             },
-            Request::Mark { .. } => Response::Marked { point },
+            Request::Mark { label, .. } => {
+                let lacking = match label.as_deref() {
+                    Some("partial") => vec!["db".parse().expect("a name")],
+                    _ => Vec::new(),
+                };
+                let proven = label.as_deref() != Some("unproven");
+                Response::Marked { marked: Marked { point, lacking, proven } }
+            }
             Request::Points { .. } => Response::Points {
                 points: vec![PointStatus {
                     id: point,
@@ -202,6 +209,21 @@ fn mark_prints_the_id_alone() {
             applied: false,
         }]
     );
+}
+
+#[test]
+fn a_point_that_lacks_a_disk_or_is_not_proven_is_told_on_standard_error_and_by_the_status() {
+    let site = Site::new();
+    let (_target, _server) = site.play(Role::Target);
+    for (label, why) in [("partial", "lacks db"), ("unproven", "not proven")] {
+        let output = site.run(&["mark", "--label", label]);
+        assert_eq!((output.status.code(), out(&output)), (Some(3), &*format!("{POINT}\n")));
+        let told = error(&output);
+        assert!(told.contains(why) && told.lines().count() == 1, "{told}");
+    }
+    let output = site.run(&["mark", "--label", "partial", "--json"]);
+    let json = format!("{{\"point\":\"{POINT}\",\"lacking\":[\"db\"],\"proven\":true}}\n");
+    assert_eq!((output.status.code(), out(&output)), (Some(3), &*json));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a role answers: any number of `progress`, then one response that ends the conversation.
 
 use crate::exit::ExitStatus;
+use crate::results::Marked;
 use crate::status::{PointStatus, RoleStatus};
 use crate::verify::VerifyReport;
 use serde::{Deserialize, Serialize};
@@ -17,8 +18,8 @@ pub enum Response {
     },
     /// The recovery point that was taken.
     Marked {
-        /// Its id.
-        point: Uuid,
+        /// What it is good for.
+        marked: Marked,
     },
     /// All recovery points of a machine, oldest first.
     Points {

@@ -51,6 +51,8 @@ pub struct Verified {
     pub not_compared_bytes: u64,
     /// Bytes that were left out.
     pub discarded_bytes: u64,
+    /// What kept bytes from being compared.
+    pub hindrance: Option<String>,
     /// Disk, offset and length of what differed.
     pub differences: Vec<(String, u64, u64)>,
 }
@@ -70,6 +72,7 @@ pub fn verified(printed: &str) -> Result<Verified> {
         compared_bytes: count("compared_bytes")?,
         not_compared_bytes: count("not_compared_bytes")?,
         discarded_bytes: count("discarded_bytes")?,
+        hindrance: value["hindrance"].as_str().map(str::to_owned),
         differences: differences.iter().map(difference).collect::<Result<_>>()?,
     })
 }

@@ -297,7 +297,25 @@ impl Site {
         if is_applied {
             command.arg("--applied");
         }
-        let id = finish(&mut command)?.trim().to_owned();
+        Self::point_id(&finish(&mut command)?)
+    }
+
+    /// An applied point that lacks a disk, as the command must say at either side; the last id.
+    pub fn mark_without(&self, disk: &str) -> Result<String> {
+        let mut id = String::new();
+        for role in [Role::Agent, Role::Target] {
+            let output =
+                output(self.command(role).args(["mark", "--timeout", "600s", "--applied"]))?;
+            let told = text(&output.stderr);
+            anyhow::ensure!(output.status.code() == Some(3), "{}: {told}", output.status);
+            anyhow::ensure!(told.contains(&format!("lacks {disk},")), "{told}");
+            id = Self::point_id(&text(&output.stdout))?;
+        }
+        Ok(id)
+    }
+
+    fn point_id(printed: &str) -> Result<String> {
+        let id = printed.trim().to_owned();
         anyhow::ensure!(!id.is_empty() && !id.contains(char::is_whitespace), "mark printed {id:?}");
         Ok(id)
     }

@@ -9,7 +9,7 @@ use redoubt_e2e::command::{finish, output, run, text, wait_until};
 use redoubt_e2e::disk::{LoopDisk, keep_mounts_private, scratch};
 use redoubt_e2e::load::RandomWrites;
 use redoubt_e2e::memory::{AGENT_BYTES_MAX, resident_bytes};
-use redoubt_e2e::orders::{audited, refused, said, streaming, wait_for};
+use redoubt_e2e::orders::{BOTH, audited, refused, said, streaming, wait_for};
 use redoubt_e2e::report::Point;
 use redoubt_e2e::site::{Plan, Role, Site, binary};
 use std::collections::BTreeSet;
@@ -33,6 +33,17 @@ fn new_point(site: &Site, before: &[Point]) -> Result<Point> {
     wait_until("a new point", POINT_WITHIN, || {
         Ok(site.points()?.into_iter().find(|point| !known.contains(point.id.as_str())))
     })
+}
+
+/// A verify of all disks names the one that cannot be compared, at either side.
+fn not_verified(site: &Site, disk: &str, size: u64) -> Result<()> {
+    for role in BOTH {
+        let verified = site.verify(role)?;
+        ensure!(!verified.equal && verified.not_compared_bytes == size, "{verified:?}");
+        let why = format!("{disk} is not tracked");
+        ensure!(verified.hindrance.as_deref().is_some_and(|told| told.contains(&why)));
+    }
+    Ok(())
 }
 
 #[test]
@@ -66,7 +77,8 @@ fn a_missing_disk_does_not_stop_the_others_and_goes_on_when_it_is_back() -> Resu
     let point = new_point(&site, &before)?;
     ensure!(!point.complete, "a point claims the missing disk: {point:?}");
     kept.write_at(&[0x33; 1 << 20], 4 << 20)?;
-    site.mark("without the lost disk", true)?;
+    site.mark_without("lost")?;
+    not_verified(&site, "lost", 64 << 20)?;
     let replica = site.status()?.remove(0).replica_path.context("a replica")?;
     kept.flush()?;
     finish(Command::new("cmp").arg(&kept.device).arg(replica))?;
@@ -149,7 +161,8 @@ fn a_disk_that_is_resized_while_it_is_protected_is_in_no_point() -> Result<()> {
         ensure!(resized.elapsed() < SEEN_WITHIN, "seen after {:?}", resized.elapsed());
         wait_for(&site, Role::Target, "sized", "paused", &why)?;
         streaming(&site, "kept")?;
-        let id = site.mark("behind the change", true)?;
+        let id = site.mark_without("sized")?;
+        not_verified(&site, "sized", 64 << 20)?;
         let point = site.points()?.into_iter().find(|point| point.id == id);
         ensure!(point.is_some_and(|point| !point.complete), "{id} claims the resized disk");
         refused(&site, Role::Agent, &["verify", "--disk", "sized"], 1)?;

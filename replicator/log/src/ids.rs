@@ -160,6 +160,12 @@ impl DiskSet {
         (0..DiskIndex::LIMIT).map(DiskIndex).filter(move |disk| self.contains(*disk))
     }
 
+    /// Its disks that another does not hold.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Whether it holds no disk.
     pub fn is_empty(self) -> bool {
         self.0 == 0

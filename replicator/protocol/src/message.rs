@@ -7,7 +7,8 @@
 //!
 //! Variants and fields are only ever appended; a change of what stands here raises
 //! [`PROTOCOL_VERSION`]. Version 1: the first. Version 2: a pause tells when it was said, and a
-//! welcome tells of it and of disks whose protection was ended.
+//! welcome tells of it and of disks whose protection was ended. Version 3: a marked point
+//! tells which protected disks it lacks, and whether it is proven.
 
 use crate::pause::PauseWord;
 use crate::verify::{Check, DifferentPiece, VerifyOutcome};
@@ -19,7 +20,7 @@ use redoubt_log::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// What this build speaks. A hello with another version is refused with both numbers.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Largest message in bytes, without its length: a hello of 64 disks or a page of points is far
 /// below it, and a hostile peer cannot make us hold more.
@@ -323,6 +324,10 @@ pub struct MarkedPoint {
     pub point: PointId,
     /// Its marker's record.
     pub sequence: Sequence,
+    /// The protected disks for which it is not good: they are absent, or not what they were.
+    pub lacking: DiskSet,
+    /// Whether the tracker can prove that it missed nothing.
+    pub proven: bool,
 }
 
 /// The session's terms.

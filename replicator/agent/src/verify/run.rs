@@ -3,7 +3,7 @@
 
 use super::batch::{Fixed, Hashed, Reading};
 use super::plan::Plan;
-use super::{VerifyEvent, VerifyRequest};
+use super::{Untracked, VerifyEvent, VerifyRequest};
 use crate::error::AgentError;
 use crate::reader::{Finished, Reader};
 use crate::requests::{Ask, CheckAnswer, NotChecked};
@@ -55,10 +55,20 @@ pub(super) struct Found {
     pub point: PointId,
 }
 
+/// A disk that is compared.
+pub(super) struct RunDisk {
+    pub index: DiskIndex,
+    pub name: String,
+    pub size: u64,
+}
+
 /// A verify under way.
 pub(super) struct Run {
     pub request: VerifyRequest,
     plans: Vec<(DiskIndex, Plan)>,
+    names: BTreeMap<DiskIndex, String>,
+    /// Bytes of disks that are not tracked, and which those are.
+    untracked: (u64, Vec<String>),
     reading: Option<Reading>,
     /// Oldest first; the first is asked about.
     fixed: VecDeque<Fixed>,
@@ -77,11 +87,20 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Of disks with their sizes.
-    pub fn new(request: VerifyRequest, disks: &[(DiskIndex, u64)], now: Instant) -> Self {
+    /// Of these disks; the untracked ones count as not compared.
+    pub fn new(
+        request: VerifyRequest,
+        disks: Vec<RunDisk>,
+        untracked: &[Untracked],
+        now: Instant,
+    ) -> Self {
+        let why = |disk: &Untracked| format!("{} is not tracked ({})", disk.name, disk.reason);
+        let untracked_bytes = untracked.iter().map(|disk| disk.size).sum();
         Self {
             request,
-            plans: disks.iter().map(|(index, size)| (*index, Plan::new(*size))).collect(),
+            plans: disks.iter().map(|disk| (disk.index, Plan::new(disk.size))).collect(),
+            names: disks.into_iter().map(|disk| (disk.index, disk.name)).collect(),
+            untracked: (untracked_bytes, untracked.iter().map(why).collect()),
             reading: None,
             fixed: VecDeque::new(),
             answer: None,
@@ -123,7 +142,8 @@ impl Run {
             }
             Err(error) => {
                 tracking.end_check(order);
-                let why = format!("disk {}: read-error: {error} at {}", order.disk, order.range);
+                let name = &self.names[&order.disk];
+                let why = format!("{name}: read-error: {error} at {}", order.range);
                 self.hindrance = Some(why);
             }
         }
@@ -360,8 +380,12 @@ impl Run {
                 length: range.length,
             })
         });
-        let not_compared_bytes = sum(Plan::left_bytes);
-        let hindrance = self.hindrance.take().filter(|_| not_compared_bytes > 0);
+        let left_bytes = sum(Plan::left_bytes);
+        let hindrance = self.hindrance.take().filter(|_| left_bytes > 0);
+        let (untracked_bytes, mut why) = self.untracked;
+        why.extend(hindrance);
+        let hindrance = (!why.is_empty()).then(|| why.join("; "));
+        let not_compared_bytes = left_bytes + untracked_bytes;
         let outcome = VerifyOutcome {
             compared_bytes: sum(Plan::compared_bytes),
             not_compared_bytes,

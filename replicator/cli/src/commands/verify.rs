@@ -20,8 +20,8 @@ use std::fmt::Write;
         machine has discarded are left out.\n\n\
         The exit status is 0 where everything was compared and is equal, 3 where something \
         differs, 4 where nothing differs but not all could be compared: it was written in every \
-        try, a disk did not settle for ten minutes, or the target was away. While a disk is not \
-        settled verify waits for it.\n\n\
+        try, a disk is not tracked now or did not settle for ten minutes, or the target was away. \
+        While a disk is not settled verify waits for it.\n\n\
         One verify of a machine runs at a time. It is given up when the command ends (Ctrl-C); \
         what it has found by then is read again all the same, and stands in the audit log of the \
         agent.",

@@ -10,7 +10,7 @@ use redoubt_control::request::{PointSelector, Request};
 use redoubt_control::socket::{Handler, Peer, Responder};
 use redoubt_control::status::{Role, RoleStatus};
 use redoubt_control::units::UtcTime;
-use redoubt_control::{ExitStatus, Response};
+use redoubt_control::{ExitStatus, Marked, Response};
 use redoubt_engine::directory::DirectoryStorage;
 use redoubt_engine::storage::{Open, Storage};
 use redoubt_log::{Generation, Incarnation, Name, PointId, Sequence};
@@ -201,7 +201,14 @@ impl Control {
         if applied && !reached(&machine.applied, marked.sequence, deadline) {
             return Err(late("applied"));
         }
-        Ok(Response::Marked { point: marked.point.into() })
+        // Under its number where it was never announced: none that is lacking goes untold.
+        let name = |index| {
+            let known = machine.store.disk_name(index);
+            status::name_of(&known.unwrap_or_else(|| format!("disk-{index}")))
+        };
+        let lacking = marked.lacking.iter().map(name).collect();
+        let (point, proven) = (marked.point.into(), marked.proven);
+        Ok(Response::Marked { marked: Marked { point, lacking, proven } })
     }
 }
 

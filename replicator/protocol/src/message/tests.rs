@@ -37,7 +37,7 @@ fn golden_hello() {
     let expected = [
         "55000000",                   // length
         "00",                         // variant: hello
-        "02",                         // protocol version
+        "03",                         // protocol version
         &format!("10{machine}"),      // 16 bytes
         &format!("0110{generation}"), // some
         &run,                         // fixed array

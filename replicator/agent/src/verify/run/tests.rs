@@ -100,6 +100,7 @@ struct Site {
     tracking: Tracking,
     reader: Reader,
     replica: Vec<u8>,
+    untracked: Vec<Untracked>,
 }
 
 impl Site {
@@ -118,7 +119,7 @@ impl Site {
             let bytes = vec![0; usize::try_from(order.range.length).unwrap()];
             let Ok(()) = tracking.finish_read(&mut machine, order, &bytes, &mut NoLog);
         }
-        Self { machine, tracking, reader, replica: content }
+        Self { machine, tracking, reader, replica: content, untracked: Vec::new() }
     }
 
     fn readable() -> Self {
@@ -133,7 +134,8 @@ impl Site {
             VerifyRequest { disk: None, tell, given_up: Arc::new(AtomicBool::new(false)) };
         let (asks, mut asked) = tokio::sync::mpsc::channel(1);
         let (began, mut reads, mut sequence) = (Instant::now(), Vec::new(), 0);
-        let mut run = Run::new(request, &[(DISK, SIZE)], began);
+        let disk = RunDisk { index: DISK, name: "data".to_owned(), size: SIZE };
+        let mut run = Run::new(request, vec![disk], &self.untracked, began);
         loop {
             assert!(began.elapsed() < Duration::from_secs(60), "the verify does not end");
             self.machine.produced += u64::from(self.machine.writes.is_some());
@@ -254,5 +256,17 @@ fn what_cannot_be_read_is_not_called_compared() {
     let mut site = Site::new(OpenOptions::new().write(true));
     let outcome = site.verify(&mut |_, _| panic!("nothing was read")).unwrap();
     assert_eq!((outcome.compared_bytes, outcome.not_compared_bytes), (0, SIZE));
-    assert!(outcome.hindrance.unwrap().contains("read-error"), "the reason is told");
+    let hindrance = outcome.hindrance.unwrap();
+    assert!(hindrance.starts_with("data: read-error: "), "{hindrance}");
+}
+
+#[test]
+fn a_disk_that_is_not_tracked_is_named_and_not_called_compared() {
+    let mut site = Site::readable();
+    let reason = "device-missing: /dev/sdz".to_owned();
+    site.untracked.push(Untracked { name: "lost".parse().unwrap(), size: 1 << 20, reason });
+    let outcome = site.verify(&mut compare).unwrap();
+    assert_eq!((outcome.compared_bytes, outcome.not_compared_bytes), (SIZE, 1 << 20));
+    let why = "lost is not tracked (device-missing: /dev/sdz)";
+    assert_eq!(outcome.hindrance.as_deref(), Some(why));
 }
