@@ -174,6 +174,10 @@ fn a_wrong_command_line_is_exit_status_2() {
         &["invite", "--data", "x", "--config", "y"],
         #[cfg(feature = "target")]
         &["master-target", "--listen", "127.0.0.1:0", "--point-interval", "0s"],
+        #[cfg(feature = "target")]
+        &["master-target", "--listen", "127.0.0.1:0", "--keep", "0s"],
+        #[cfg(feature = "target")]
+        &["invite", "--expires", "0s"],
     ] {
         let output = site.run(words);
         assert_eq!((output.status.code(), out(&output)), (Some(2), ""), "{words:?}");

@@ -21,10 +21,60 @@ pub struct RingSize(u64);
 #[serde(try_from = "Size")]
 pub struct WindowSize(u64);
 
-/// Time between two recovery points: never none at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Span")]
-pub struct PointInterval(Duration);
+/// A length of time of so many milliseconds at least; a shorter one is the named error.
+macro_rules! some_time {
+    ($(#[$doc:meta])* $name:ident, $least:literal, $short:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+        #[serde(try_from = "Span")]
+        pub struct $name(Duration);
+
+        impl $name {
+            /// Its length.
+            pub fn duration(self) -> Duration {
+                self.0
+            }
+        }
+
+        impl TryFrom<Span> for $name {
+            type Error = BoundError;
+
+            fn try_from(span: Span) -> Result<Self, BoundError> {
+                match span.0 < Duration::from_millis($least) {
+                    true => Err(BoundError::$short),
+                    false => Ok(Self(span.0)),
+                }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BoundError;
+
+            fn from_str(text: &str) -> Result<Self, BoundError> {
+                text.parse::<Span>()?.try_into()
+            }
+        }
+    };
+}
+
+some_time!(
+    /// Time between two recovery points.
+    PointInterval,
+    1,
+    NoInterval
+);
+some_time!(
+    /// How long recovery points are kept.
+    KeepTime,
+    1,
+    NoKeep
+);
+some_time!(
+    /// How long a token can be used.
+    TokenLife,
+    1000,
+    ShortLife
+);
 
 /// What is wrong with such an option.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +101,12 @@ pub enum BoundError {
     /// Points without pause.
     #[error("points cannot be taken every 0s: give a longer time, such as 5s")]
     NoInterval,
+    /// Points that are gone when they are made.
+    #[error("points that are kept for 0s are none to go back to: give a longer time, such as 1h")]
+    NoKeep,
+    /// A token that is expired when it is made, or before anybody could use it.
+    #[error("a token that expires within a second lets no machine join: give more, such as 1h")]
+    ShortLife,
 }
 
 impl RingSize {
@@ -63,13 +119,6 @@ impl RingSize {
 impl WindowSize {
     /// Its bytes.
     pub fn bytes(self) -> u64 {
-        self.0
-    }
-}
-
-impl PointInterval {
-    /// Its length.
-    pub fn duration(self) -> Duration {
         self.0
     }
 }
@@ -100,17 +149,6 @@ impl TryFrom<Size> for WindowSize {
     }
 }
 
-impl TryFrom<Span> for PointInterval {
-    type Error = BoundError;
-
-    fn try_from(span: Span) -> Result<Self, BoundError> {
-        match span.0.is_zero() {
-            true => Err(BoundError::NoInterval),
-            false => Ok(Self(span.0)),
-        }
-    }
-}
-
 impl FromStr for RingSize {
     type Err = BoundError;
 
@@ -124,14 +162,6 @@ impl FromStr for WindowSize {
 
     fn from_str(text: &str) -> Result<Self, BoundError> {
         text.parse::<Size>()?.try_into()
-    }
-}
-
-impl FromStr for PointInterval {
-    type Err = BoundError;
-
-    fn from_str(text: &str) -> Result<Self, BoundError> {
-        text.parse::<Span>()?.try_into()
     }
 }
 
@@ -161,5 +191,7 @@ mod tests {
         assert!(error::<WindowSize>("1MiB").contains("4MiB to 1GiB"));
         assert!(error::<PointInterval>("0s").contains("such as 5s"));
         assert!(error::<PointInterval>("5").contains("length of time"));
+        assert!(error::<KeepTime>("0d").contains("kept for 0s"));
+        assert!(error::<TokenLife>("999ms").contains("lets no machine join"));
     }
 }

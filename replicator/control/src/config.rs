@@ -1,7 +1,7 @@
 //! Configuration files: TOML, every key optional, every unknown key and wrong value an error with
 //! file and line. Flags beat the file; that is decided where flags are known, not here.
 
-use crate::bounded::{PointInterval, RingSize, WindowSize};
+use crate::bounded::{KeepTime, PointInterval, RingSize, WindowSize};
 use crate::options::{DiskArgument, HostPort, LogFormat};
 use crate::units::{Size, Span};
 use redoubt_log::Name;
@@ -63,7 +63,7 @@ pub struct TargetFile {
     /// As `--point-interval`.
     pub point_interval: Option<PointInterval>,
     /// As `--keep`.
-    pub keep: Option<Span>,
+    pub keep: Option<KeepTime>,
     /// As `--journal-keep`.
     pub journal_keep: Option<Span>,
     /// As `--journal-budget`.
@@ -170,7 +170,7 @@ mod tests {
         .unwrap();
         assert_eq!(target.listen.unwrap().port(), 7401);
         assert_eq!(target.advertise.unwrap().host, "h.example");
-        assert_eq!(target.keep.unwrap().to_string(), "30d");
+        assert_eq!(target.keep.unwrap().duration().as_secs(), 30 * 86_400);
         assert_eq!(target.journal_budget.unwrap().0, 1 << 30);
         assert_eq!((target.log, target.data), (Some(LogFormat::Json), Some("/srv".into())));
         let agent: AgentFile = parse(
@@ -204,6 +204,8 @@ mod tests {
         assert!(window.contains("line 2: 1MiB is not possible"), "{window}");
         let interval = error::<TargetFile>("\npoint_interval = \"0s\"");
         assert!(interval.contains("line 2: points cannot be taken every 0s"), "{interval}");
+        let keep = error::<TargetFile>("keep = \"0s\"");
+        assert!(keep.contains("line 1: points that are kept for 0s"), "{keep}");
         let listen = error::<TargetFile>("\nlisten = \"nowhere\"");
         assert!(listen.contains("line 2: "), "{listen}");
         let device = error::<AgentFile>("\n[[disk]]\ndevice = \"sda\"\n");

@@ -22,7 +22,7 @@ pub mod units;
 pub mod verify;
 
 pub use audit::{AuditEntry, AuditLog};
-pub use bounded::{PointInterval, RingSize, WindowSize};
+pub use bounded::{KeepTime, PointInterval, RingSize, TokenLife, WindowSize};
 pub use exit::ExitStatus;
 pub use inspection::Inspection;
 pub use options::{

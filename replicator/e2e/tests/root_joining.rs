@@ -103,16 +103,20 @@ fn who_may_not_join_is_told_why_and_changes_nothing() -> Result<()> {
     let status: serde_json::Value = serde_json::from_str(&status)?;
     let name = status["machines"][0]["name"].as_str().context("no name")?;
 
-    let (namesake, expired) = (invite(&site, &[])?, invite(&site, &["--expires", "0s"])?);
+    let (namesake, expired) = (invite(&site, &[])?, invite(&site, &["--expires", "1s"])?);
     let used = fs::read_to_string(scratch.path().join("token"))?;
     let before = known(&site)?;
     let said = second.refused(&namesake)?;
     ensure!(said.contains(&format!("called {name};")), "{said}");
     ensure!(said.contains("redoubt invite --machine OTHER"), "{said}");
-    for (token, reason) in [(&expired, "expired"), (&used, "used by another machine")] {
-        let said = second.refused(token)?;
-        ensure!(said.contains(reason) && said.contains("redoubt invite"), "{said}");
-    }
+    // Until its second is over it is refused for the name, too.
+    let said = wait_until("the end of a token", Duration::from_secs(60), || {
+        let said = second.refused(&expired)?;
+        Ok((!said.contains(&format!("called {name};"))).then_some(said))
+    })?;
+    ensure!(said.contains("expired") && said.contains("redoubt invite"), "{said}");
+    let said = second.refused(&used)?;
+    ensure!(said.contains("used by another machine") && said.contains("redoubt invite"), "{said}");
     let mut mistyped = namesake.clone();
     mistyped.pop();
     let said = second.refused(&mistyped)?;

@@ -137,7 +137,10 @@ impl Site {
         let record = TokenRecord {
             version: RECORD_VERSION,
             secret_hash: secret_hash(&token.secret),
-            expires_seconds: seconds_now().saturating_add(expires.as_secs()),
+            // From the end of the second that has begun: no token is good for less than it says.
+            expires_seconds: seconds_now()
+                .saturating_add(expires.as_secs())
+                .saturating_add(u64::from(!expires.is_zero())),
             machine,
         };
         create_record(&self.token_path(&token.id, ""), &record)?;

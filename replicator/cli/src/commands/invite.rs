@@ -3,7 +3,7 @@
 use super::master_target;
 use crate::{output, roles};
 use clap::Args;
-use redoubt_control::{ExitStatus, InviteOptions, Invited, Span};
+use redoubt_control::{ExitStatus, InviteOptions, Invited, TokenLife};
 use redoubt_log::Name;
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ pub struct Invite {
 
     /// How long the token can be used.
     #[arg(long, value_name = "TIME", default_value = "1h")]
-    expires: Span,
+    expires: TokenLife,
 
     /// The target's configuration file, of which only the data directory counts here [default:
     /// /etc/redoubt/target.toml].
@@ -47,8 +47,11 @@ pub fn run(command: &Invite) -> anyhow::Result<ExitStatus> {
         Some(data) => data.clone(),
         None => master_target::data_of(None, master_target::load(command.config.as_deref())?.data),
     };
-    let options =
-        InviteOptions { data, machine: command.machine.clone(), expires: command.expires.0 };
+    let options = InviteOptions {
+        data,
+        machine: command.machine.clone(),
+        expires: command.expires.duration(),
+    };
     let token = roles::invite(&options)?;
     match command.json {
         true => output::print_json(&Invited { token: token.expose().to_owned() })?,

@@ -11,7 +11,7 @@ use redoubt_control::config::{self, ConfigError, TARGET_FILE, TargetFile};
 use redoubt_control::options::{
     JOURNAL_BUDGET_BYTES_DEFAULT, JOURNAL_KEEP_DEFAULT, KEEP_DEFAULT, POINT_INTERVAL_DEFAULT,
 };
-use redoubt_control::{ExitStatus, HostPort, PointInterval, Size, Span, TargetOptions};
+use redoubt_control::{ExitStatus, HostPort, KeepTime, PointInterval, Size, Span, TargetOptions};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -55,7 +55,7 @@ pub struct MasterTarget {
 
     /// How long recovery points are kept [default: 1h].
     #[arg(long, value_name = "TIME")]
-    keep: Option<Span>,
+    keep: Option<KeepTime>,
 
     /// How long the journal is kept after it was applied [default: 0s].
     #[arg(long, value_name = "TIME")]
@@ -100,7 +100,6 @@ fn merge(
     file: TargetFile,
     arguments: &Arguments,
 ) -> anyhow::Result<TargetOptions> {
-    let span = |flag: Option<Span>, file: Option<Span>| flag.or(file).map(|span| span.0);
     let listen = command.listen.or(file.listen).ok_or_else(|| {
         usage("where to listen is not known: give --listen ADDR:PORT, such as 10.0.0.7:7401")
     })?;
@@ -111,14 +110,15 @@ fn merge(
         )));
     }
     let point_interval = command.point_interval.or(file.point_interval);
+    let journal_keep = command.journal_keep.or(file.journal_keep);
     let budget = command.journal_budget.or(file.journal_budget);
     Ok(TargetOptions {
         data: data_of(command.data.as_deref(), file.data),
         listen,
         advertise,
         point_interval: point_interval.map_or(POINT_INTERVAL_DEFAULT, PointInterval::duration),
-        keep: span(command.keep, file.keep).unwrap_or(KEEP_DEFAULT),
-        journal_keep: span(command.journal_keep, file.journal_keep).unwrap_or(JOURNAL_KEEP_DEFAULT),
+        keep: command.keep.or(file.keep).map_or(KEEP_DEFAULT, KeepTime::duration),
+        journal_keep: journal_keep.map_or(JOURNAL_KEEP_DEFAULT, |span| span.0),
         journal_budget_bytes: budget.map_or(JOURNAL_BUDGET_BYTES_DEFAULT, |size| size.0),
         runtime: arguments.runtime(file.runtime_dir),
     })
