@@ -1,13 +1,13 @@
 //! What an operator asks of this agent over its socket. It answers for its own machine only, and
 //! audits what it is told to do.
 
-use crate::audit::Audit;
 use crate::copy_out::{self, CopyOut};
 use crate::marks::MarkRequest;
 use crate::owner::{Command, Shared};
 use crate::requests::Ask;
 use crate::verify::{VerifyCommand, verify};
 use crossbeam::channel::Sender;
+use redoubt_control::audit::AuditLog;
 use redoubt_control::request::{PointSelector, Request};
 use redoubt_control::socket::{Handler, Peer, Responder};
 use redoubt_control::status::{
@@ -39,7 +39,7 @@ pub(crate) struct Control {
     pub past: Arc<std::sync::Mutex<AgentPast>>,
     pub owner: Sender<Command>,
     pub asks: async_mpsc::Sender<Ask>,
-    pub audit: Audit,
+    pub audit: AuditLog,
     /// A clone of it is held by each conversation, until its answer is out.
     pub conversations: Arc<()>,
 }
@@ -47,10 +47,7 @@ pub(crate) struct Control {
 impl Handler for Control {
     fn handle(&self, peer: Peer, request: Request, responder: &mut dyn Responder) {
         let _conversation = self.conversations.clone();
-        let response = match self.check_machine(&request) {
-            Err(failed) => failed,
-            Ok(()) => self.answer(peer, request, responder),
-        };
+        let response = self.answer(peer, request, responder);
         if let Err(error) = responder.send(&response) {
             tracing::debug!(%error, "who asked has gone");
         }
@@ -59,50 +56,80 @@ impl Handler for Control {
 
 impl Control {
     fn answer(&self, peer: Peer, request: Request, responder: &mut dyn Responder) -> Response {
-        match request {
+        match &request {
             Request::Status => Response::Status { status: self.status() },
-            Request::Mark { label, timeout, applied, .. } => {
-                let label = label.unwrap_or_default();
-                let response = self.mark(label, timeout.0, applied);
-                self.audit(peer, "mark", self.name.as_str(), &response);
-                response
+            Request::Points { .. } => {
+                let points = self.check(&request).and_then(|()| self.points());
+                points.map_or_else(Response::failed, |points| Response::Points { points })
             }
-            Request::Points { .. } => match self.points() {
-                Ok(points) => Response::Points { points },
-                Err(why) => Response::failed(why),
-            },
+            _ => self.order(peer, request, responder),
+        }
+    }
+
+    /// Carries an order out, or refuses it; the audit log has it either way.
+    fn order(&self, peer: Peer, request: Request, responder: &mut dyn Responder) -> Response {
+        let (actor, action) = (Some(peer.uid), request.action());
+        let object = request.object(request.machine().unwrap_or(&self.name).as_str());
+        let response = match self.check(&request) {
+            Err(why) => Response::failed(why),
+            Ok(()) => {
+                if request.is_noted_before() {
+                    self.audit.note(actor, action, &object, "begun", None);
+                }
+                self.carry_out(request, responder).unwrap_or_else(Response::failed)
+            }
+        };
+        self.audit.note_answer(actor, action, &object, &response);
+        response
+    }
+
+    fn carry_out(
+        &self,
+        request: Request,
+        responder: &mut dyn Responder,
+    ) -> Result<Response, String> {
+        match request {
+            Request::Mark { label, timeout, applied, .. } => {
+                Ok(self.mark(label.unwrap_or_default(), timeout.0, applied))
+            }
             Request::CopyOut { disk, point, to, force, .. } => {
-                let response = self.copy_out(&disk, point, &to, force, responder);
-                let object = format!("{disk} to {}", to.display());
-                self.audit(peer, "copy-out", &object, &response);
-                response
+                self.copy_out(&disk, point, &to, force, responder)
             }
             Request::Verify { disk, .. } => {
                 let (machine, disks) = (&self.name, &self.disks);
                 let command = VerifyCommand { machine, disks, disk: disk.as_ref() };
-                let response = verify(&command, &self.owner, responder);
-                let response = response.unwrap_or_else(Response::failed);
-                let object = disk.as_ref().map_or(self.name.as_str(), Name::as_str);
-                self.audit(peer, "verify", object, &response);
-                response
+                verify(&command, &self.owner, responder)
             }
-            Request::Pause { .. } => self.pause(peer, true),
-            Request::Resume { .. } => self.pause(peer, false),
-            Request::Unprotect { disk, delete_replica, .. } => {
-                self.unprotect(peer, disk, delete_replica)
+            Request::Pause { .. } => self.pause(true),
+            Request::Resume { .. } => self.pause(false),
+            Request::Unprotect { disk, .. } => self.unprotect(disk),
+            Request::Status | Request::Points { .. } | Request::Place { .. } => {
+                Err(format!("an agent has no order to {}", request.action()))
             }
-            Request::Place { .. } => Response::failed(
-                "replica disks lie at the target: ask it (--side target, on its machine)",
-            ),
         }
     }
 
-    fn check_machine(&self, request: &Request) -> Result<(), Response> {
-        match request.machine() {
-            Some(asked) if *asked != self.name => Err(Response::failed(format!(
-                "this is the agent of {}: ask the target of {asked} (--side target)",
-                self.name
-            ))),
+    /// Whether the request is one for this agent.
+    fn check(&self, request: &Request) -> Result<(), String> {
+        match request {
+            Request::Place { .. } => {
+                Err("replica disks lie at the target: ask it (--side target, on its machine)"
+                    .to_owned())
+            }
+            _ if request.machine().is_some_and(|asked| *asked != self.name) => {
+                let asked = request.machine().unwrap_or(&self.name);
+                let name = &self.name;
+                Err(format!(
+                    "this is the agent of {name}: ask the target of {asked} (--side target)"
+                ))
+            }
+            // Else whoever has broken into this machine could delete what it is to be restored
+            // from.
+            Request::Unprotect { delete_replica: true, .. } => {
+                Err("replicas and points are deleted at the target only, so that a machine cannot \
+                 delete its own: redoubt unprotect --delete-replica on the target's machine"
+                    .to_owned())
+            }
             _ => Ok(()),
         }
     }
@@ -214,28 +241,18 @@ impl Control {
         to: &Path,
         force: bool,
         responder: &mut dyn Responder,
-    ) -> Response {
+    ) -> Result<Response, String> {
         let Some((index, _)) = self.disks.iter().find(|(_, name)| name == disk) else {
             let known: Vec<&str> = self.disks.iter().map(|(_, name)| name.as_str()).collect();
             let known = known.join(", ");
-            return Response::failed(format!("{disk}: no such disk here; there are {known}"));
+            return Err(format!("{disk}: no such disk here; there are {known}"));
         };
         let point = match point {
             PointSelector::Latest => None,
             PointSelector::Id(id) => Some(PointId::from(id)),
         };
         let order = CopyOut { disk: *index, point, to, force };
-        copy_out::run(&order, &self.asks, responder).unwrap_or_else(Response::failed)
-    }
-
-    pub fn audit(&self, peer: Peer, action: &str, object: &str, response: &Response) {
-        let (outcome, reason) = match response {
-            Response::Failed { message, .. } => ("failed", Some(message.clone())),
-            Response::Verified { report } => (report.verdict(), Some(report.summary())),
-            Response::Told { message } => ("done", Some(message.clone())),
-            _ => ("done", None),
-        };
-        self.audit.write(Some(peer.uid), action, object, outcome, reason);
+        copy_out::run(&order, &self.asks, responder)
     }
 }
 

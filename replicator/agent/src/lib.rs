@@ -33,13 +33,13 @@ mod verify;
 pub use check::{check, devices};
 pub use error::AgentError;
 
-use audit::Audit;
 use bytes::Bytes;
 use control::Control;
 use crossbeam::channel;
 use disks::ProtectedDisks;
 use locks::StateLock;
 use owner::{Command, Owner, Parts, Shared};
+use redoubt_control::audit::AuditLog;
 use redoubt_control::runtime::create_private_directory;
 use redoubt_control::service::{StopSignals, notify_ready};
 use redoubt_control::socket::Server;
@@ -134,7 +134,7 @@ fn protect(
         .map_err(|source| AgentError::Start { what: "the sealer", source })?;
     let (commands, obeyed) = channel::bounded(COMMANDS_WAITING);
     let (notes, noted) = mpsc::unbounded_channel();
-    let (audit, conversations) = (Audit::new(&options.state), Arc::new(()));
+    let (audit, conversations) = (AuditLog::new(&options.state), Arc::new(()));
     let (asks, asked) = mpsc::channel(ASKS_WAITING);
     let verify = Verify::new(asks.clone(), shared.link.clone(), audit.clone(), names.clone());
     let parts = Parts {
@@ -163,7 +163,7 @@ fn protect(
         conversations,
     };
     let server = Server::start(&options.runtime, Role::Agent, Arc::new(control))?;
-    let chronicler = audit.follow(identity.name.clone(), &shared)?;
+    let chronicler = audit::follow(audit.clone(), identity.name.clone(), &shared)?;
     notify_ready();
     let driver = Driver::new(session, identity, commands.clone(), shared, known_past, audit);
     let inputs = Inputs { sealed: sealer.output, asks: asked, notes: noted, stop, owner_failed };
@@ -214,7 +214,7 @@ pub fn detach(state: &Path) -> Result<(), AgentError> {
     let outcome = if detached.is_ok() { "done" } else { "failed" };
     let reason = detached.as_ref().err().map(ToString::to_string);
     let actor = Some(nix::unistd::getuid().as_raw());
-    Audit::new(state).write(actor, "detach", &pins.display().to_string(), outcome, reason);
+    AuditLog::new(state).note(actor, "detach", &pins.display().to_string(), outcome, reason);
     Ok(detached?)
 }
 

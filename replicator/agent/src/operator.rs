@@ -6,7 +6,6 @@ use crate::owner::Command;
 use crate::pause::PauseOrder;
 use crate::unprotect::{Ended, TargetKnows, Which};
 use redoubt_control::Response;
-use redoubt_control::socket::Peer;
 use redoubt_log::Name;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -17,56 +16,29 @@ const OWNER_PATIENCE: Duration = Duration::from_secs(25);
 
 impl Control {
     /// Pauses this machine, or ends its pause, whoever paused it.
-    pub(crate) fn pause(&self, peer: Peer, paused: bool) -> Response {
-        let ask = |reply| Command::Pause(PauseOrder::Say(paused), reply);
-        let (action, state) = if paused { ("pause", "paused") } else { ("resume", "resumed") };
-        let response = match self.order(ask) {
-            Err(why) => Response::failed(why),
-            Ok(()) if self.shared.link.get().connected => {
-                Response::Told { message: format!("{}: {state}", self.name) }
-            }
-            Ok(()) => Response::Told {
-                message: format!(
-                    "{}: {state}; the target is not connected, and hears of it then",
-                    self.name
-                ),
-            },
+    pub(crate) fn pause(&self, paused: bool) -> Result<Response, String> {
+        self.order_owner(|reply| Command::Pause(PauseOrder::Say(paused), reply))?;
+        let state = if paused { "paused" } else { "resumed" };
+        let target = match self.shared.link.get().connected {
+            true => "",
+            false => "; the target is not connected, and hears of it then",
         };
-        self.audit(peer, action, self.name.as_str(), &response);
-        response
+        Ok(Response::Told { message: format!("{}: {state}{target}", self.name) })
     }
 
     /// Ends the protection of a disk of this machine, or of all.
-    pub(crate) fn unprotect(
-        &self,
-        peer: Peer,
-        disk: Option<Name>,
-        delete_replica: bool,
-    ) -> Response {
+    pub(crate) fn unprotect(&self, disk: Option<Name>) -> Result<Response, String> {
         let object = match &disk {
             Some(disk) => format!("{}/{disk}", self.name),
             None => self.name.to_string(),
         };
-        let response = if delete_replica {
-            // Else whoever has broken into this machine could delete what it is to be restored
-            // from.
-            Response::failed(
-                "replicas and points are deleted at the target only, so that a machine cannot \
-                 delete its own: redoubt unprotect --delete-replica on the target's machine",
-            )
-        } else {
-            let which = disk.map_or(Which::All, Which::Named);
-            match self.order(|reply| Command::Unprotect(which, reply)) {
-                Ok(ended) => Response::Told { message: told(&object, &ended) },
-                Err(why) => Response::failed(why),
-            }
-        };
-        self.audit(peer, "unprotect", &object, &response);
-        response
+        let which = disk.map_or(Which::All, Which::Named);
+        let ended = self.order_owner(|reply| Command::Unprotect(which, reply))?;
+        Ok(Response::Told { message: told(&object, &ended) })
     }
 
     /// Gives an order to the owner of the tracker and waits for what became of it.
-    fn order<T: Send + 'static>(
+    fn order_owner<T: Send + 'static>(
         &self,
         command: impl FnOnce(Box<dyn FnOnce(Result<T, String>) + Send>) -> Command,
     ) -> Result<T, String> {

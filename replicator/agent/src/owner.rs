@@ -2,7 +2,6 @@
 //! points, drops epochs. One loop, one owner: nobody else touches the tracker, and the loop never
 //! waits for the network.
 
-use crate::audit::Audit;
 use crate::coverage::Coverage;
 use crate::disks::{ProtectedDisks, Seen};
 use crate::error::AgentError;
@@ -16,6 +15,7 @@ use crate::snapshot::{SharedLink, SharedSnapshot, Snapshot, Unsealed};
 use crate::unprotect::{EndReply, Endings, Which, forget_strangers};
 use crate::verify::{Hands, POINT_LABEL, Standing, Verify, VerifyRequest};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
+use redoubt_control::audit::AuditLog;
 use redoubt_log::{DiskSet, GapReason, MachineId, Name, PointId, PointKind, Sequence, WallTime};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::Welcome;
@@ -97,7 +97,7 @@ pub(crate) struct Owner {
     pub log: Option<FrameLog>,
     pub marks: Marks,
     pub endings: Endings,
-    pub audit: Audit,
+    pub audit: AuditLog,
     pub name: Name,
     notes: UnboundedSender<Note>,
     to_come: ToCome,
@@ -134,7 +134,7 @@ pub(crate) struct Parts {
     pub frames: Sender<Ready>,
     pub shared: Shared,
     pub name: Name,
-    pub audit: Audit,
+    pub audit: AuditLog,
     /// What the session is told.
     pub notes: UnboundedSender<Note>,
     /// Held by each conversation with an operator.

@@ -64,7 +64,8 @@ impl Owner {
         self.disks.remember_pause(word)?;
         if word.paused != was.paused && matches!(order, PauseOrder::Heard(_)) {
             let action = if word.paused { "pause" } else { "resume" };
-            self.audit.done(action, self.name.as_str(), ORDERED_AT_TARGET.to_owned());
+            let reason = Some(ORDERED_AT_TARGET.to_owned());
+            self.audit.note(None, action, self.name.as_str(), "done", reason);
         }
         self.note(Note::Say(AgentMessage::Pause(word)));
         Ok(was)

@@ -2,7 +2,6 @@
 //! operator, its actions go to them. It must never wait for the network or a disk; the owner of the
 //! tracker, in a thread of its own, keeps it waiting only with a full queue of commands.
 
-use crate::audit::Audit;
 use crate::error::AgentError;
 use crate::link::{Link, LinkEvent, dial};
 use crate::marks::MarkRequest;
@@ -14,6 +13,7 @@ use crate::unprotect::Which;
 use crate::verify::{VerifyEvent, VerifyRequest};
 use bytes::Bytes;
 use crossbeam::channel::Sender;
+use redoubt_control::audit::AuditLog;
 use redoubt_log::{DiskIndex, PointKind, Sequence};
 use redoubt_protocol::message::{DiskDescription, MarkedPoint, Refusal, RefusalCode, RequestId};
 use redoubt_protocol::{
@@ -82,7 +82,7 @@ pub(crate) struct Driver {
     /// Verifies that the target waits for; set when it does so no longer.
     verifies: HashMap<RequestId, Arc<AtomicBool>>,
     ended: Option<AgentError>,
-    audit: Audit,
+    audit: AuditLog,
     /// What the session remembers, for the status.
     known_past: Arc<Mutex<AgentPast>>,
 }
@@ -95,7 +95,7 @@ impl Driver {
         owner: Sender<Command>,
         shared: Shared,
         known_past: Arc<Mutex<AgentPast>>,
-        audit: Audit,
+        audit: AuditLog,
     ) -> Self {
         Self {
             audit,
@@ -263,7 +263,7 @@ impl Driver {
                  it again"
             );
             let machine = self.identity.name.as_str();
-            self.audit.done("unprotect", machine, refusal.to_string());
+            self.audit.note(None, "unprotect", machine, "done", Some(refusal.to_string()));
         }
     }
 

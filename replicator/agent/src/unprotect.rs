@@ -107,7 +107,8 @@ impl Owner {
             tracing::warn!(disk = %name, "protected no more");
             if matches!(which, Which::Told(_)) {
                 let object = format!("{}/{name}", self.name);
-                self.audit.done("unprotect", &object, ORDERED_AT_TARGET.to_owned());
+                let reason = Some(ORDERED_AT_TARGET.to_owned());
+                self.audit.note(None, "unprotect", &object, "done", reason);
             }
         }
         // Also where one has failed: those before it have ended.

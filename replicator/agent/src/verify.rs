@@ -10,12 +10,12 @@ mod run;
 pub(crate) use command::{VerifyCommand, verify};
 pub(crate) use run::Hands;
 
-use crate::audit::Audit;
 use crate::disks::ProtectedDisks;
 use crate::error::AgentError;
 use crate::reader::Finished;
 use crate::requests::{Ask, CheckAnswer};
 use crate::snapshot::SharedLink;
+use redoubt_control::audit::AuditLog;
 use redoubt_log::Name;
 use redoubt_log::{ByteRange, DiskIndex, DiskSet, PointId, Sequence};
 use redoubt_protocol::verify::VerifyOutcome;
@@ -77,7 +77,7 @@ pub(crate) struct Untracked {
 pub(crate) struct Verify {
     asks: mpsc::Sender<Ask>,
     link: SharedLink,
-    audit: Audit,
+    audit: AuditLog,
     names: Vec<(DiskIndex, Name)>,
     /// Reads under way for a verify, be it one that has ended.
     reads: Vec<ReadOrder>,
@@ -95,7 +95,7 @@ impl Verify {
     pub fn new(
         asks: mpsc::Sender<Ask>,
         link: SharedLink,
-        audit: Audit,
+        audit: AuditLog,
         names: Vec<(DiskIndex, Name)>,
     ) -> Self {
         let (reads, gaps, under_way) = Default::default();
@@ -128,7 +128,7 @@ impl Verify {
         } else {
             tracing::info!(disks = disks.len(), "verify begins");
             self.under_way = self.named(disks.iter().map(|(index, _)| *index));
-            self.audit.write(None, "verify", &self.under_way, "begun", None);
+            self.audit.note(None, "verify", &self.under_way, "begun", None);
             let untracked = match request.disk {
                 Some(_) => Vec::new(),
                 None => standing.untracked,
@@ -148,7 +148,7 @@ impl Verify {
         if let Some(run) = self.run.take() {
             tracing::warn!(why, "verify ends without a result");
             let reason = Some(why.to_owned());
-            self.audit.write(None, "verify", &self.under_way, "failed", reason);
+            self.audit.note(None, "verify", &self.under_way, "failed", reason);
             tracking.forget_checks();
             self.stale = self.stale.take().or(run.fail(why));
         }
@@ -226,7 +226,7 @@ impl Verify {
         match step {
             Step::GoesOn => self.run = Some(run),
             Step::Ended => {
-                self.audit.write(None, "verify", &self.under_way, "ended", None);
+                self.audit.note(None, "verify", &self.under_way, "ended", None);
                 hands.tracking.forget_checks();
                 self.stale = self.stale.take().or(run.finish());
             }
@@ -271,7 +271,7 @@ impl Verify {
             "the replica differs from the disk: what differs is read again");
         let described = Some(describe(bytes, ranges, first));
         // A sync by the owner, as of the state file whenever an epoch is dropped; and rare.
-        self.audit.write(None, "verify-difference", &name, "is read again", described);
+        self.audit.note(None, "verify-difference", &name, "is read again", described);
     }
 }
 

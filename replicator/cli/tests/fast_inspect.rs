@@ -440,6 +440,12 @@ fn a_half_done_apply_is_finished() {
     let output = site.inspect(&["--finish", "--json"]);
     let seen: Inspection = serde_json::from_str(out(&output)).expect("JSON");
     assert!(seen.finished.is_empty() && !seen.machines[0].disks[0].mid_apply);
+    let audited = fs::read_to_string(site.data().join("audit.jsonl")).expect("it is there");
+    let finishes: Vec<&str> =
+        audited.lines().filter(|line| line.contains(r#""action":"finish""#)).collect();
+    let [first, second, third] = finishes[..] else { panic!("one line an order: {audited}") };
+    assert!(first.contains("web-1") && first.contains("the apply to 18"), "{first}");
+    assert!(second.contains("nothing was half done") && third.contains("nothing was half done"));
 }
 
 #[test]

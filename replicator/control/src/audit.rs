@@ -1,6 +1,7 @@
 //! The audit log: every operator action and state change, one JSON line each, on disk before it is
 //! reported. Only appended to, never rewritten; old files are dropped whole.
 
+use crate::response::Response;
 use crate::units::UtcTime;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,20 @@ pub struct AuditEntry {
     pub reason: Option<String>,
 }
 
+impl AuditEntry {
+    /// Of now, and of the role itself.
+    pub fn now(action: &str, object: &str, outcome: &str, reason: Option<String>) -> Self {
+        Self {
+            time: UtcTime::now(),
+            actor: None,
+            action: action.to_owned(),
+            object: object.to_owned(),
+            outcome: outcome.to_owned(),
+            reason,
+        }
+    }
+}
+
 /// The audit log cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("audit log {path} cannot be written: {source}")]
@@ -52,6 +67,35 @@ impl AuditLog {
     /// role.
     pub fn new(directory: &Path) -> Self {
         Self { path: directory.join("audit.jsonl"), file_limit_bytes: FILE_LIMIT_BYTES }
+    }
+
+    /// Writes down that something was done or has happened: who asked (`None`: nobody, or the other
+    /// side), the action, its object, the outcome and its reason. Where that cannot be written the
+    /// action stands, and the log on standard error says so.
+    pub fn note(
+        &self,
+        actor: Option<u32>,
+        action: &str,
+        object: &str,
+        outcome: &str,
+        reason: Option<String>,
+    ) {
+        let entry = AuditEntry { actor, ..AuditEntry::now(action, object, outcome, reason) };
+        if let Err(error) = self.append(&entry) {
+            tracing::error!(%error, "an entry is missing from the audit log");
+        }
+    }
+
+    /// Writes down, as [`Self::note`] does, how an order was answered.
+    pub fn note_answer(&self, actor: Option<u32>, action: &str, object: &str, answer: &Response) {
+        let (outcome, reason) = match answer {
+            Response::Failed { message, .. } => ("failed", Some(message.clone())),
+            Response::Verified { report } => (report.verdict(), Some(report.summary())),
+            Response::Told { message } => ("done", Some(message.clone())),
+            Response::Marked { marked } => ("done", marked.shortcoming()),
+            _ => ("done", None),
+        };
+        self.note(actor, action, object, outcome, reason);
     }
 
     /// Appends an entry; it is durable when this returns.

@@ -3,7 +3,6 @@
 
 use crate::audit::{AuditEntry, AuditLog};
 use crate::status::{DiskState, TrackerMode};
-use crate::units::UtcTime;
 use redoubt_log::Name;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -157,8 +156,9 @@ impl Chronicle {
 
 impl MachineTold {
     fn look_at_session(&mut self, machine: &MachineSight, entries: &mut Vec<AuditEntry>) {
-        let mut say =
-            |outcome| entries.push(entry("session", machine.name.as_str(), outcome, None));
+        let mut say = |outcome| {
+            entries.push(AuditEntry::now("session", machine.name.as_str(), outcome, None))
+        };
         let is_new = machine.sessions > self.sessions;
         if self.connected && (is_new || !machine.connected) {
             say("offline");
@@ -183,7 +183,7 @@ impl DiskTold {
         entries: &mut Vec<AuditEntry>,
     ) {
         let mut say = |action, outcome: &str, reason| {
-            entries.push(entry(action, object, outcome, reason));
+            entries.push(AuditEntry::now(action, object, outcome, reason));
         };
         if self.losses.is_news(disk.losses, "", now) {
             say("losses", &disk.losses.to_string(), None);
@@ -203,17 +203,6 @@ impl DiskTold {
         {
             say("mode", mode.as_str(), None);
         }
-    }
-}
-
-fn entry(action: &str, object: &str, outcome: &str, reason: Option<String>) -> AuditEntry {
-    AuditEntry {
-        time: UtcTime::now(),
-        actor: None,
-        action: action.to_owned(),
-        object: object.to_owned(),
-        outcome: outcome.to_owned(),
-        reason,
     }
 }
 

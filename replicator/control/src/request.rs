@@ -90,6 +90,43 @@ pub enum Request {
 }
 
 impl Request {
+    /// Its name in the audit log.
+    pub fn action(&self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Mark { .. } => "mark",
+            Self::Points { .. } => "points",
+            Self::CopyOut { .. } => "copy-out",
+            Self::Verify { .. } => "verify",
+            Self::Pause { .. } => "pause",
+            Self::Resume { .. } => "resume",
+            Self::Unprotect { delete_replica: false, .. } => "unprotect",
+            Self::Unprotect { delete_replica: true, .. } => "delete-replica",
+            Self::Place { .. } => "place",
+        }
+    }
+
+    /// What it is done to, of this machine, for the audit log.
+    pub fn object(&self, machine: &str) -> String {
+        match self {
+            Self::CopyOut { disk, to, .. } => format!("{machine}/{disk} to {}", to.display()),
+            Self::Place { disk, on, .. } => format!("{machine}/{disk} on {}", on.display()),
+            Self::Verify { disk: Some(disk), .. } | Self::Unprotect { disk: Some(disk), .. } => {
+                format!("{machine}/{disk}")
+            }
+            _ => machine.to_owned(),
+        }
+    }
+
+    /// Whether the audit log has a line of it before it is carried out: a cut in the middle must
+    /// not hide what was begun, or who began it.
+    pub fn is_noted_before(&self) -> bool {
+        matches!(
+            self,
+            Self::Verify { .. } | Self::Pause { .. } | Self::Unprotect { .. } | Self::Place { .. }
+        )
+    }
+
     /// The machine that it names, where it names one.
     pub fn machine(&self) -> Option<&Name> {
         match self {
@@ -198,6 +235,27 @@ mod tests {
         ] {
             assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_audit_log_names_an_order_and_what_it_is_done_to() {
+        let request = |json: &str| serde_json::from_str::<Request>(json).unwrap();
+        let named = |json: &str| {
+            let request = request(json);
+            (request.action(), request.object("web-01"), request.is_noted_before())
+        };
+        let unprotect = r#"{"request":"unprotect","machine":null,"disk":"sda","delete_replica":X}"#;
+        let object = "web-01/sda".to_owned();
+        let kept = named(&unprotect.replace('X', "false"));
+        assert_eq!(kept, ("unprotect", object.clone(), true));
+        let deleted = named(&unprotect.replace('X', "true"));
+        assert_eq!(deleted, ("delete-replica", object, true));
+        let place = r#"{"request":"place","machine":"db","disk":"sda","on":"/dev/x"}"#;
+        assert_eq!(named(place), ("place", "web-01/sda on /dev/x".to_owned(), true));
+        let pause = r#"{"request":"pause","machine":null}"#;
+        assert_eq!(named(pause), ("pause", "web-01".to_owned(), true));
+        let resume = r#"{"request":"resume","machine":null}"#;
+        assert_eq!(named(resume), ("resume", "web-01".to_owned(), false));
     }
 
     #[test]

@@ -97,6 +97,12 @@ pub fn audited(root: &Path, role: Role, action: &str) -> Result<Vec<serde_json::
     Ok(entries?.into_iter().filter(|entry| entry["action"] == action).collect())
 }
 
+/// The same without what was written before an order was carried out.
+pub fn audited_ends(root: &Path, role: Role, action: &str) -> Result<Vec<serde_json::Value>> {
+    let entries = audited(root, role, action)?;
+    Ok(entries.into_iter().filter(|entry| entry["outcome"] != "begun").collect())
+}
+
 /// The name of the machine that a token without a name invites.
 pub fn host() -> Result<String> {
     Ok(gethostname()?.to_string_lossy().split('.').next().unwrap_or_default().to_lowercase())

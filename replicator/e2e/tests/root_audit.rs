@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use redoubt_e2e::command::{output, wait_until};
 use redoubt_e2e::disk::{Filesystem, LoopDisk, Mounted, keep_mounts_private, scratch};
 use redoubt_e2e::orders::{
-    BOTH, MIB, WITHIN, fill, half_full, host, invite, ordered, place, streaming, wait_for,
+    BOTH, MIB, WITHIN, fill, half_full, host, invite, ordered, place, refused, streaming, wait_for,
 };
 use redoubt_e2e::site::{Plan, Role, Site};
 use serde_json::Value;
@@ -74,7 +74,7 @@ impl Audited<'_> {
         let (_, by, action, object, outcome, reason) = wanted;
         let object = match *object {
             "" => self.machine.clone(),
-            // The verify of an agent names disks alone.
+            // The verify of an agent names disks alone; and some orders name no machine here.
             disk if disk.starts_with('=') => disk[1..].to_owned(),
             disk => format!("{}/{disk}", self.machine),
         };
@@ -146,6 +146,7 @@ fn of_orders(site: &mut Audited<'_>) -> Result<()> {
         "a pause",
         |site| ordered(site, TARGET, &["pause"]).map(drop),
         &[
+            (TARGET, Operator, "pause", "", "begun", ""),
             (TARGET, Operator, "pause", "", "done", ""),
             (AGENT, Itself, "pause", "", "done", "ordered at the target"),
             (AGENT, Itself, "state", "data", "paused", "by-operator"),
@@ -183,7 +184,24 @@ fn of_orders(site: &mut Audited<'_>) -> Result<()> {
             (TARGET, Operator, "verify", "", "equal", ""),
             (AGENT, Itself, "verify", "=data", "begun", ""),
             (AGENT, Itself, "verify", "=data", "ended", ""),
+            (AGENT, Operator, "verify", "", "begun", ""),
             (AGENT, Operator, "verify", "", "equal", ""),
+        ],
+    )?;
+    site.step(
+        "orders that are refused before they are looked at",
+        |it| {
+            for role in BOTH {
+                refused(it, role, &["mark", "--machine", "nobody"], 1)?;
+            }
+            refused(it, AGENT, &["unprotect", "--delete-replica", "--disk", "data"], 1)?;
+            refused(it, TARGET, &["unprotect", "--delete-replica"], 2).map(drop)
+        },
+        &[
+            (TARGET, Operator, "mark", "=nobody", "failed", "no such machine"),
+            (AGENT, Operator, "mark", "=nobody", "failed", "ask the target of nobody"),
+            (AGENT, Operator, "delete-replica", "data", "failed", "at the target only"),
+            (TARGET, Operator, "delete-replica", "=unnamed", "failed", "give --machine"),
         ],
     )
 }
@@ -288,7 +306,10 @@ fn of_more_disks(site: &mut Audited<'_>, [disk, more, replica]: [&LoopDisk; 3]) 
     site.step(
         "a device waits for a disk",
         |site| place(site, &machine, "more", &replica.device).map(drop),
-        &[(TARGET, Operator, "place", on, "done", "once its agent announces it")],
+        &[
+            (TARGET, Operator, "place", on, "begun", ""),
+            (TARGET, Operator, "place", on, "done", "once its agent announces it"),
+        ],
     )?;
     site.step(
         "and has it",
@@ -308,6 +329,7 @@ fn of_more_disks(site: &mut Audited<'_>, [disk, more, replica]: [&LoopDisk; 3]) 
         "a disk is let go",
         |site| ordered(site, AGENT, &["unprotect", "--disk", "more"]).map(drop),
         &[
+            (AGENT, Operator, "unprotect", "more", "begun", ""),
             (AGENT, Operator, "unprotect", "more", "done", ""),
             (TARGET, Itself, "unprotect", "more", "done", "the agent has let it go"),
             (TARGET, Itself, "state", "more", "paused", "unprotected-by-agent"),
@@ -325,6 +347,7 @@ fn of_more_disks(site: &mut Audited<'_>, [disk, more, replica]: [&LoopDisk; 3]) 
             Ok(())
         },
         &[
+            (TARGET, Operator, "delete-replica", "", "begun", ""),
             (TARGET, Operator, "delete-replica", "", "done", "forgotten"),
             (AGENT, Itself, "unprotect", "data", "done", "ordered at the target"),
         ],

@@ -40,8 +40,9 @@ fn a_disk_is_let_go_while_it_is_verified() -> Result<()> {
         let verify = verify.arg("verify").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         wait_until("the verify", WITHIN, || {
             let entries = audited(scratch.path(), Role::Agent, "verify")?;
-            let begun = entries.iter().filter(|entry| entry["outcome"] == "begun").count();
-            Ok((begun > round * 2).then_some(()))
+            let begun =
+                entries.iter().filter(|it| it["actor"].is_null() && it["outcome"] == "begun");
+            Ok((begun.count() > round * 2).then_some(()))
         })?;
         ordered(&site, side, &["unprotect", "--disk", "second"])?;
         let verify = verify.wait_with_output()?;

@@ -6,8 +6,8 @@ use redoubt_e2e::command::{finish, run, wait_until};
 use redoubt_e2e::disk::{Filesystem, LoopDisk, Mounted, keep_mounts_private, scratch};
 use redoubt_e2e::load::RandomWrites;
 use redoubt_e2e::orders::{
-    BOTH, MIB, WITHIN, audited, end, equal, fill, half_full, host, invite, not_placed, ordered,
-    place, refused, said, streaming, wait_for,
+    BOTH, MIB, WITHIN, audited, audited_ends, end, equal, fill, half_full, host, invite,
+    not_placed, ordered, place, refused, said, streaming, wait_for,
 };
 use redoubt_e2e::site::{Plan, Role, Site};
 use std::fs::{self, File, OpenOptions};
@@ -70,7 +70,7 @@ fn a_pause_is_one_for_both_sides_and_outlives_restarts() -> Result<()> {
 
     for role in BOTH {
         for action in ["pause", "resume"] {
-            let entries = audited(scratch.path(), role, action)?;
+            let entries = audited_ends(scratch.path(), role, action)?;
             let by_hand = entries.iter().filter(|entry| entry["actor"] == 0).count();
             let heard = entries.iter().filter(|entry| entry["actor"].is_null()).count();
             ensure!((by_hand, heard) == (1, 1), "{role:?} {action}: {entries:?}");
@@ -126,7 +126,7 @@ fn a_disk_is_let_go_kept_and_protected_again_beside_another() -> Result<()> {
         });
         ensure!(found, "{role:?}: {entries:?}");
     }
-    ensure!(audited(scratch.path(), Role::Target, "delete-replica")?.len() == 1);
+    ensure!(audited_ends(scratch.path(), Role::Target, "delete-replica")?.len() == 1);
     end(site)
 }
 

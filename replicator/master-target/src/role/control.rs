@@ -5,11 +5,10 @@ use super::operator::{Ending, check_named};
 use super::protected::{Protected, Registry};
 use super::{status, verify};
 use crate::store::{PointChoice, copy_out};
-use redoubt_control::audit::{AuditEntry, AuditLog};
+use redoubt_control::audit::AuditLog;
 use redoubt_control::request::{PointSelector, Request};
 use redoubt_control::socket::{Handler, Peer, Responder};
 use redoubt_control::status::{Role, RoleStatus};
-use redoubt_control::units::UtcTime;
 use redoubt_control::{ExitStatus, Marked, Response};
 use redoubt_engine::directory::DirectoryStorage;
 use redoubt_engine::storage::{Open, Storage};
@@ -38,7 +37,7 @@ pub(super) struct Control {
 
 impl Handler for Control {
     fn handle(&self, peer: Peer, request: Request, responder: &mut dyn Responder) {
-        let response = self.answer(peer, request, responder).unwrap_or_else(|failed| failed);
+        let response = self.answer(peer, &request, responder);
         if let Err(error) = responder.send(&response) {
             tracing::debug!(%error, "who asked has gone");
         }
@@ -49,82 +48,69 @@ impl Handler for Control {
 pub(super) type Answer<T> = Result<T, Response>;
 
 impl Control {
-    fn answer(
-        &self,
-        peer: Peer,
-        request: Request,
-        responder: &mut dyn Responder,
-    ) -> Answer<Response> {
-        match request {
+    fn answer(&self, peer: Peer, request: &Request, responder: &mut dyn Responder) -> Response {
+        let answer = match request {
             Request::Status => Ok(Response::Status { status: self.status() }),
-            Request::Mark { machine, label, timeout, applied } => {
-                let machine = self.machine(machine.as_ref())?;
-                let response = self.mark(&machine, label.unwrap_or_default(), timeout.0, applied);
-                let response = response.unwrap_or_else(|failed| failed);
-                audit(&self.audit, Some(peer.uid), "mark", machine.name.as_str(), &response);
-                Ok(response)
+            Request::Points { machine } => self
+                .machine(machine.as_ref())
+                .map(|machine| Response::Points { points: status::points_of(&machine) }),
+            Request::Mark { label, timeout, applied, .. } => {
+                let label = label.clone().unwrap_or_default();
+                self.order(peer, request, |it| self.mark(it, label, timeout.0, *applied))
             }
-            Request::Points { machine } => {
-                let machine = self.machine(machine.as_ref())?;
-                Ok(Response::Points { points: status::points_of(&machine) })
+            Request::CopyOut { disk, point, to, force, .. } => {
+                self.order(peer, request, |it| copy(it, disk, *point, to, *force, responder))
             }
-            Request::CopyOut { machine, disk, point, to, force } => {
-                let machine = self.machine(machine.as_ref())?;
-                let response = copy(&machine, &disk, point, &to, force, responder);
-                let response = response.unwrap_or_else(|failed| failed);
-                let object = format!("{}/{disk} to {}", machine.name, to.display());
-                audit(&self.audit, Some(peer.uid), "copy-out", &object, &response);
-                Ok(response)
-            }
-            Request::Verify { machine, disk } => {
-                let machine = self.machine(machine.as_ref())?;
-                let named = disk.as_ref().map(|disk| format!("/{disk}")).unwrap_or_default();
-                let object = format!("{}{named}", machine.name);
-                write(&self.audit, Some(peer.uid), "verify", &object, ("begun", None));
-                let response = verify::run(&self.registry, &machine, disk.as_ref(), responder);
-                Ok(self.audited(peer, "verify", object, response))
-            }
-            Request::Pause { machine } => {
-                let machine = self.machine(machine.as_ref())?;
-                let response = self.pause(&machine, true);
-                Ok(self.audited(peer, "pause", machine.name.to_string(), response))
-            }
-            Request::Resume { machine } => {
-                let machine = self.machine(machine.as_ref())?;
-                let response = self.pause(&machine, false);
-                Ok(self.audited(peer, "resume", machine.name.to_string(), response))
-            }
-            Request::Unprotect { machine: named, disk, delete_replica } => {
-                let ending = Ending { disk: disk.as_ref(), delete_replica };
-                check_named(named.as_ref(), &ending)?;
-                let machine = self.machine(named.as_ref())?;
-                let object = match &disk {
-                    Some(disk) => format!("{}/{disk}", machine.name),
-                    None => machine.name.to_string(),
-                };
-                let action = if delete_replica { "delete-replica" } else { "unprotect" };
-                let response = self.unprotect(&machine, &ending);
-                Ok(self.audited(peer, action, object, response))
+            Request::Verify { disk, .. } => self.order(peer, request, |it| {
+                verify::run(&self.registry, it, disk.as_ref(), responder)
+            }),
+            Request::Pause { .. } => self.order(peer, request, |it| self.pause(it, true)),
+            Request::Resume { .. } => self.order(peer, request, |it| self.pause(it, false)),
+            Request::Unprotect { disk, delete_replica, .. } => {
+                let ending = Ending { disk: disk.as_ref(), delete_replica: *delete_replica };
+                self.order(peer, request, |it| self.unprotect(it, &ending))
             }
             Request::Place { machine, disk, on } => {
-                let response = self.place(&machine, &disk, &on);
-                let object = format!("{machine}/{disk} on {}", on.display());
-                Ok(self.audited(peer, "place", object, response))
+                let place = || self.place(machine, disk, on);
+                self.audited(peer, request, machine.as_str(), place)
+            }
+        };
+        answer.unwrap_or_else(|failed| failed)
+    }
+
+    /// Carries out what is ordered of a machine; where that is refused for there is no such one,
+    /// the audit log has the refusal.
+    fn order(
+        &self,
+        peer: Peer,
+        request: &Request,
+        act: impl FnOnce(&Protected) -> Answer<Response>,
+    ) -> Answer<Response> {
+        match check_named(request).and_then(|()| self.machine(request.machine())) {
+            Ok(machine) => self.audited(peer, request, machine.name.as_str(), || act(&machine)),
+            Err(refused) => {
+                let object = request.object(request.machine().map_or("unnamed", Name::as_str));
+                self.audit.note_answer(Some(peer.uid), request.action(), &object, &refused);
+                Err(refused)
             }
         }
     }
 
-    /// Writes an operator's action and its outcome down.
+    /// Carries an order out; the audit log has it, and how it ended.
     fn audited(
         &self,
         peer: Peer,
-        action: &str,
-        object: String,
-        response: Answer<Response>,
-    ) -> Response {
-        let response = response.unwrap_or_else(|failed| failed);
-        audit(&self.audit, Some(peer.uid), action, &object, &response);
-        response
+        request: &Request,
+        machine: &str,
+        act: impl FnOnce() -> Answer<Response>,
+    ) -> Answer<Response> {
+        let (actor, action, object) = (Some(peer.uid), request.action(), request.object(machine));
+        if request.is_noted_before() {
+            self.audit.note(actor, action, &object, "begun", None);
+        }
+        let response = act().unwrap_or_else(|failed| failed);
+        self.audit.note_answer(actor, action, &object, &response);
+        Ok(response)
     }
 
     fn status(&self) -> RoleStatus {
@@ -293,45 +279,9 @@ fn copy(
     }
 }
 
-pub(super) fn audit(
-    log: &AuditLog,
-    actor: Option<u32>,
-    action: &str,
-    object: &str,
-    response: &Response,
-) {
-    let (outcome, reason) = match response {
-        Response::Failed { message, .. } => ("failed", Some(message.clone())),
-        Response::Verified { report } => (report.verdict(), Some(report.summary())),
-        Response::Told { message } => ("done", Some(message.clone())),
-        _ => ("done", None),
-    };
-    write(log, actor, action, object, (outcome, reason));
-}
-
-fn write(
-    log: &AuditLog,
-    actor: Option<u32>,
-    action: &str,
-    object: &str,
-    (outcome, reason): (&str, Option<String>),
-) {
-    let entry = AuditEntry {
-        time: UtcTime::now(),
-        actor,
-        action: action.to_owned(),
-        object: object.to_owned(),
-        outcome: outcome.to_owned(),
-        reason,
-    };
-    if let Err(error) = log.append(&entry) {
-        tracing::error!(%error, "an operator's action is missing from the audit log");
-    }
-}
-
 /// An invitation was made.
 pub(super) fn audit_invite(data: &Path, machine: Option<&Name>) {
     let object = machine.map_or("any machine", Name::as_str);
     let actor = Some(nix::unistd::getuid().as_raw());
-    audit(&AuditLog::new(data), actor, "invite", object, &Response::Done);
+    AuditLog::new(data).note_answer(actor, "invite", object, &Response::Done);
 }

@@ -6,10 +6,11 @@ use super::protected::now;
 use super::{ADDRESS_FILE, SITE_DIRECTORY, lock};
 use crate::store::StoreError;
 use crate::store::inspect::{StoreInspection, finish, inspect as inspect_store};
+use redoubt_control::audit::AuditLog;
 use redoubt_control::inspection::{
     Damage, FinishedApply, Inspection, JoinedMachine, NewerFile, SiteInspection, Verdict,
 };
-use redoubt_control::{HostPort, InspectOptions, UtcTime};
+use redoubt_control::{HostPort, InspectOptions, Response, UtcTime};
 use redoubt_engine::uring_directory::{UringOptions, open_directory};
 use redoubt_transport::TransportError;
 use redoubt_transport::inspection::{
@@ -36,7 +37,9 @@ pub fn inspect(
     let mut finished = Vec::new();
     let lock = if options.finish { Some(lock_to_finish(data)?) } else { None };
     if lock.is_some() {
-        finished = finish(&storage, data, now())?;
+        let outcome = finish(&storage, data, now());
+        note_finished(data, &outcome);
+        finished = outcome?;
     }
     let was_running = Cell::new(false);
     let is_running = || {
@@ -78,10 +81,37 @@ fn expect_target(data: &Path) -> Result<(), TargetError> {
 }
 
 fn lock_to_finish(data: &Path) -> Result<nix::fcntl::Flock<File>, TargetError> {
-    lock::take(data).map_err(|error| match error {
+    let taken = lock::take(data).map_err(|error| match error {
         TargetError::Locked { data } => TargetError::RunsHere { data },
         other => other,
-    })
+    });
+    if let Err(refused) = &taken {
+        note(data, &data.display().to_string(), &Response::failed(refused));
+    }
+    taken
+}
+
+/// Writes down which applies were finished.
+fn note_finished(data: &Path, outcome: &Result<Vec<FinishedApply>, StoreError>) {
+    let directory = data.display().to_string();
+    match outcome {
+        Err(error) => note(data, &directory, &Response::failed(error)),
+        Ok(finished) if finished.is_empty() => {
+            note(data, &directory, &Response::Told { message: "nothing was half done".to_owned() });
+        }
+        Ok(finished) => finished.iter().for_each(|apply| {
+            let response = match &apply.failed {
+                Some(why) => Response::failed(why),
+                None => Response::Told { message: format!("the apply to {}", apply.to) },
+            };
+            note(data, apply.name.as_str(), &response);
+        }),
+    }
+}
+
+fn note(data: &Path, object: &str, response: &Response) {
+    let actor = Some(nix::unistd::getuid().as_raw());
+    AuditLog::new(data).note_answer(actor, "finish", object, response);
 }
 
 fn assemble(

@@ -2,7 +2,6 @@
 //! find no room wait here, unacknowledged; an admission of another run comes behind everything that
 //! was appended before it.
 
-use super::control::audit;
 use super::error::TargetError;
 use super::machine::MachineEvent;
 use super::protected::Protected;
@@ -206,7 +205,7 @@ impl Journal {
             let object = format!("{}/{name}", self.machine.name);
             tracing::warn!(disk = object, "the agent has let a disk go");
             let told = Response::Told { message: "the agent has let it go".to_owned() };
-            audit(&self.machine.audit, None, "unprotect", &object, &told);
+            self.machine.audit.note_answer(None, "unprotect", &object, &told);
         }
         self.ended = ended;
     }
@@ -243,7 +242,7 @@ impl Journal {
                 None => return,
             };
             let told = Response::Told { message };
-            audit(&machine.audit, None, action, machine.name.as_str(), &told);
+            machine.audit.note_answer(None, action, machine.name.as_str(), &told);
         }
     }
 
@@ -283,7 +282,7 @@ impl Journal {
         let note = |placement: &Placement, response| {
             let Placement { machine, disk, device } = placement;
             let object = format!("{machine}/{disk} on {}", device.display());
-            audit(&self.machine.audit, None, "place", &object, &response);
+            self.machine.audit.note_answer(None, "place", &object, &response);
         };
         for placed in waited.iter().filter(|placed| !waits.contains(placed)) {
             let message = "its agent has announced the disk".to_owned();

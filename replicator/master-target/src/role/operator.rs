@@ -2,13 +2,13 @@
 //! What was ordered is durable here before the agent hears of it, so that one that cannot be
 //! reached learns it when it comes.
 
-use super::control::{Answer, Control, audit};
+use super::control::{Answer, Control};
 use super::error::TargetError;
 use super::machine::MachineEvent;
 use super::protected::{Protected, Registry, now};
 use crate::store::{DiskStatus, PlaceAt, Protection, StoreError};
 use redoubt_control::audit::AuditLog;
-use redoubt_control::{ExitStatus, Response};
+use redoubt_control::{ExitStatus, Request, Response};
 use redoubt_engine::device::Device;
 use redoubt_log::{DiskSet, Name};
 use redoubt_protocol::message::{Refusal, RefusalCode};
@@ -200,7 +200,7 @@ pub(super) fn finish_removals(registry: &Registry, site: &Site, log: &AuditLog) 
                 ))
             }
         };
-        audit(log, None, "delete-replica", &machine.to_string(), &response);
+        log.note_answer(None, "delete-replica", &machine.to_string(), &response);
     }
 }
 
@@ -284,8 +284,8 @@ fn say_event(machine: &Protected, event: MachineEvent) {
 }
 
 /// A whole machine is deleted by its name only, for what is gone is gone.
-pub(super) fn check_named(machine: Option<&Name>, ending: &Ending<'_>) -> Answer<()> {
-    if machine.is_some() || ending.disk.is_some() || !ending.delete_replica {
+pub(super) fn check_named(request: &Request) -> Answer<()> {
+    if !matches!(request, Request::Unprotect { machine: None, disk: None, delete_replica: true }) {
         return Ok(());
     }
     let message = "deleting all that is kept of a machine needs its name: give --machine";

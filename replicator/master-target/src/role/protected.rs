@@ -1,7 +1,6 @@
 //! The machines that are protected here: each has a store, two threads, a session task, and what it
 //! last said.
 
-use super::control::audit;
 use super::error::TargetError;
 use super::journal::{self, Job};
 use super::machine::MachineEvent;
@@ -267,7 +266,7 @@ impl Registry {
     pub async fn note_joined(&self, id: MachineId, name: &Name, remote: SocketAddr) {
         let (log, object) = (self.audit.clone(), name.to_string());
         let told = Response::Told { message: format!("machine {id}, from {remote}") };
-        let note = move || audit(&log, None, "join", &object, &told);
+        let note = move || log.note_answer(None, "join", &object, &told);
         // It has panicked only where the process ends.
         let _ = tokio::task::spawn_blocking(note).await;
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::{Admitted, DiskSpec, Store, StoreOptions};
+use redoubt_control::{AuditEntry, Handler, Peer, Responder, SocketError};
 use redoubt_engine::uring_directory::{UringOptions, open_directory};
 use redoubt_log::{DiskIndex, Incarnation, MachineId, WallTime};
 use redoubt_protocol::PauseWord;
@@ -41,6 +42,46 @@ fn said(answer: Answer<Response>) -> String {
         Ok(Response::Told { message }) | Err(Response::Failed { message, .. }) => message,
         other => panic!("{other:?}"),
     }
+}
+
+/// Nobody listens.
+struct Unheard;
+
+impl Responder for Unheard {
+    fn send(&mut self, _: &Response) -> Result<(), SocketError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn an_order_is_written_down_before_it_is_carried_out_and_where_it_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let control = target(data.path());
+    protect(&control, MACHINE, "web");
+    let order = |json: &str| {
+        let request: Request = serde_json::from_str(json).unwrap();
+        control.handle(Peer { uid: 7, pid: 1 }, request, &mut Unheard);
+        let written = std::fs::read_to_string(data.path().join("audit.jsonl")).unwrap();
+        let entries = written.lines().map(|line| serde_json::from_str(line).unwrap());
+        let entries: Vec<AuditEntry> = entries.collect();
+        std::fs::remove_file(data.path().join("audit.jsonl")).unwrap();
+        let told = entries.iter().map(|it| {
+            assert_eq!(it.actor, Some(7));
+            format!("{} {} {}", it.action, it.object, it.outcome)
+        });
+        told.collect::<Vec<String>>()
+    };
+    let pause = order(r#"{"request":"pause","machine":null}"#);
+    assert_eq!(pause, ["pause web begun", "pause web done"]);
+    let of_nobody = order(r#"{"request":"pause","machine":"nobody"}"#);
+    assert_eq!(of_nobody, ["pause nobody failed"]);
+    let all = r#"{"request":"unprotect","machine":null,"disk":null,"delete_replica":true}"#;
+    assert_eq!(order(all), ["delete-replica unnamed failed"]);
+    let one = all.replace(r#""disk":null"#, r#""disk":"first""#);
+    assert_eq!(order(&one), ["delete-replica web/first begun", "delete-replica web/first done"]);
+    let place = order(r#"{"request":"place","machine":"web","disk":"x","on":"/dev/none"}"#);
+    let object = "web/x on /dev/none";
+    assert_eq!(place, [format!("place {object} begun"), format!("place {object} failed")]);
 }
 
 #[test]
