@@ -128,7 +128,9 @@ fn an_agent_whose_only_disk_is_gone_says_so_and_waits() -> Result<()> {
     site.start_role(Role::Agent)?;
     site.wait_for_streaming(STREAMING_WITHIN)?;
     site.expect_equal_replicas()?;
+    ensure!(lock_files(&back)?.len() == 2, "{:?}", lock_files(&back)?);
     site.stop_role(Role::Agent)?;
+    ensure!(lock_files(&back)?.is_empty(), "{:?}", lock_files(&back)?);
     site.stop_role(Role::Target)
 }
 
@@ -238,6 +240,19 @@ fn a_disk_or_its_partitions_are_protected_and_never_both() -> Result<()> {
     let disks = vec![("first", first.as_path())];
     let mut site = Site::start(scratch.path(), &Plan { disks, point_interval: "5s" })?;
 
+    // A check says before what a start would say, and to its own agent that all is well.
+    let (status, told) = checked(&mut agent(scratch.path(), "whole", &[&disk.device])?)?;
+    ensure!(status == Some(3) && told.contains(&*first.to_string_lossy()), "{told}");
+    let (status, told) = checked(&mut agent(scratch.path(), "same", &[&first])?)?;
+    ensure!(status == Some(3) && told.contains("has this disk already"), "{told}");
+    said(&told, "redoubt unprotect")?;
+    let (status, told) = checked(&mut agent(scratch.path(), "twice", &[&second, &second])?)?;
+    ensure!(status == Some(3) && told.contains("each only once"), "{told}");
+    let mut own = Command::new(binary()?);
+    own.args(["agent", "--state"]).arg(scratch.path().join("state")).arg("--disk").arg(&first);
+    let (status, told) = checked(&mut own)?;
+    ensure!(status == Some(0) && told.contains("protects it already"), "{told}");
+
     let refused = output(&mut agent(scratch.path(), "whole", &[&disk.device])?)?;
     expect_refused(&refused, &[&disk.device, &first])?;
     let refused = output(&mut agent(scratch.path(), "same", &[&first])?)?;
@@ -247,7 +262,9 @@ fn a_disk_or_its_partitions_are_protected_and_never_both() -> Result<()> {
     let missing = Path::new("/dev/no-such-disk");
     let refused = output(&mut agent(scratch.path(), "missing", &[&second, missing])?)?;
     expect_refused(&refused, &[missing])?;
-    ensure!(!scratch.path().join("state-missing/state.json").exists(), "it left a trace");
+    for name in ["state-missing", "run-missing", "state-whole", "state-same", "state-both"] {
+        ensure!(!scratch.path().join(name).exists(), "{name} was left");
+    }
 
     // The other partition is another agent's.
     let token = site.invite(&["--machine", "second"])?;
@@ -279,6 +296,29 @@ fn a_disk_or_its_partitions_are_protected_and_never_both() -> Result<()> {
     let _site = Site::start(&whole, &Plan { disks, point_interval: "5s" })?;
     let refused = output(&mut agent(scratch.path(), "part", &[&second])?)?;
     expect_refused(&refused, &[&second, &disk.device])
+}
+
+/// How a check ends, and what it says of the last disk and of what to do.
+fn checked(agent: &mut Command) -> Result<(Option<i32>, String)> {
+    let checked = output(agent.args(["--check", "--json"]))?;
+    let report: serde_json::Value = serde_json::from_str(&text(&checked.stdout))
+        .with_context(|| format!("no report: {}", text(&checked.stderr)))?;
+    let disk = report["disks"].as_array().and_then(|disks| disks.last()).context("no disk")?;
+    Ok((checked.status.code(), format!("{} {}", disk["reason"], disk["remedy"])))
+}
+
+/// The files of a disk's locks.
+fn lock_files(disk: &LoopDisk) -> Result<Vec<PathBuf>> {
+    let name = disk.device.file_name().context("a device has a name")?;
+    let number = fs::read_to_string(Path::new("/sys/block").join(name).join("diskseq"))?;
+    let (file, part) = (number.trim().to_owned(), format!("{}.", number.trim()));
+    let entries: Result<Vec<PathBuf>, _> =
+        fs::read_dir("/run/lock/redoubt")?.map(|entry| entry.map(|it| it.path())).collect();
+    let is_of_it = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name == file.as_str() || name.starts_with(&part)
+    };
+    Ok(entries?.into_iter().filter(is_of_it).collect())
 }
 
 /// Bytes that do not compress.

@@ -6,8 +6,14 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const DIRECTORY: &str = "/run/lock/redoubt";
+
+/// Tries before bytes count as another's: who has let a part of the disk go holds all of it for a
+/// moment, to remove its file.
+const TRIES: u32 = 10;
+const BETWEEN_TRIES: Duration = Duration::from_millis(10);
 
 /// A disk, or a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +67,9 @@ pub enum LockError {
 /// partitions exclude each other, and two partitions do not.
 #[derive(Debug)]
 pub struct DiskLock {
-    _file: File,
+    file: File,
+    directory: PathBuf,
+    bytes: DiskBytes,
 }
 
 impl DiskLock {
@@ -74,25 +82,107 @@ impl DiskLock {
 
     /// As [`DiskLock::take`], with the files in another directory.
     pub fn take_in(directory: &Path, bytes: DiskBytes, who: &str) -> Result<Self, LockError> {
-        let path = directory.join(bytes.diskseq.to_string());
+        let path = file_of(directory, bytes.diskseq);
         let failed = |source: io::Error| LockError::Failed { path: path.clone(), source };
-        let file = open(&path).map_err(failed)?;
-        // Of the open file, not of the process: a disk that is asked for twice conflicts, too.
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&exclusive(bytes))) {
-            Ok(_) => {
-                let said = open(&said(directory, bytes.diskseq, bytes.start));
-                said.and_then(|said| say(said, who)).map_err(failed)?;
-                Ok(Self { _file: file })
+        let mut refused = 0;
+        loop {
+            let file = open(&path).map_err(failed)?;
+            if !lock(&file, bytes).map_err(failed)? {
+                refused += 1;
+                if refused < TRIES {
+                    std::thread::sleep(BETWEEN_TRIES);
+                    continue;
+                }
+                match held(&file, bytes).map_err(failed)? {
+                    Some(held) => return Err(LockError::Held(holder(directory, bytes, &held))),
+                    None => continue,
+                }
             }
-            Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
-                let mut held = exclusive(bytes);
-                fcntl(&file, FcntlArg::F_OFD_GETLK(&mut held))
-                    .map_err(|error| failed(error.into()))?;
-                Err(LockError::Held(holder(directory, bytes.diskseq, &held)))
+            // Who has opened it before its last holder removed it holds what nobody else sees.
+            if !is_named(&file, &path).map_err(failed)? {
+                continue;
             }
-            Err(error) => Err(failed(error.into())),
+            let taken = Self { file, directory: directory.to_owned(), bytes };
+            let said = open(&said(directory, bytes.diskseq, bytes.start));
+            said.and_then(|said| say(said, who)).map_err(failed)?;
+            return Ok(taken);
         }
     }
+
+    /// Who has what of the bytes, as far as it can be told; nothing is changed.
+    pub fn look(bytes: DiskBytes) -> Option<Holder> {
+        Self::look_in(Path::new(DIRECTORY), bytes)
+    }
+
+    /// As [`DiskLock::look`], with the files in another directory.
+    pub fn look_in(directory: &Path, bytes: DiskBytes) -> Option<Holder> {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(file_of(directory, bytes.diskseq)).ok()?;
+        let held = held(&file, bytes).ok()??;
+        Some(holder(directory, bytes, &held))
+    }
+
+    /// Removes the files of a disk of which nobody has anything any more. What cannot be removed
+    /// harms nobody: a lock is held by a process, not by a file.
+    fn leave_nothing(&self) {
+        let DiskBytes { diskseq, start, .. } = self.bytes;
+        // Nobody else can have said this, for these bytes are still held here.
+        let _ = fs::remove_file(said(&self.directory, diskseq, start));
+        // All of the disk, so that nobody else has a part; whoever comes now waits a moment, and
+        // sees then that the file which it has opened has no name any more.
+        let whole = DiskBytes { diskseq, start: 0, length: None };
+        if !lock(&self.file, whole).unwrap_or(false) {
+            return;
+        }
+        // What holders that were killed have said.
+        let prefix = format!("{diskseq}.");
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        let _ = fs::remove_file(file_of(&self.directory, diskseq));
+    }
+}
+
+impl Drop for DiskLock {
+    fn drop(&mut self) {
+        self.leave_nothing();
+    }
+}
+
+/// Locks the bytes for the open file, not for the process: a disk that is asked for twice
+/// conflicts, too. Whether that was possible.
+fn lock(file: &File, bytes: DiskBytes) -> io::Result<bool> {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&exclusive(bytes))) {
+        Ok(_) => Ok(true),
+        Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What keeps these bytes from being locked, if anything does.
+fn held(file: &File, bytes: DiskBytes) -> io::Result<Option<libc::flock>> {
+    let mut held = exclusive(bytes);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut held))?;
+    let free = libc::c_short::try_from(libc::F_UNLCK).expect("kinds are small numbers");
+    Ok((held.l_type != free).then_some(held))
+}
+
+/// Whether a path names the open file: a lock of one that was removed excludes nobody.
+pub fn is_named(file: &File, path: &Path) -> io::Result<bool> {
+    let opened = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (opened.dev(), opened.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The file that stands for a disk.
+fn file_of(directory: &Path, diskseq: u64) -> PathBuf {
+    directory.join(diskseq.to_string())
 }
 
 fn exclusive(bytes: DiskBytes) -> libc::flock {
@@ -108,9 +198,9 @@ fn exclusive(bytes: DiskBytes) -> libc::flock {
     }
 }
 
-fn holder(directory: &Path, diskseq: u64, held: &libc::flock) -> Holder {
+fn holder(directory: &Path, wanted: DiskBytes, held: &libc::flock) -> Holder {
     let start = u64::try_from(held.l_start).unwrap_or(0);
-    let who = fs::read_to_string(said(directory, diskseq, start)).unwrap_or_default();
+    let who = fs::read_to_string(said(directory, wanted.diskseq, start)).unwrap_or_default();
     // Between its lock and its word, or let go meanwhile.
     let who = if who.is_empty() { "somebody who has not said who".to_owned() } else { who };
     Holder { start, length: u64::try_from(held.l_len).ok().filter(|length| *length > 0), who }
@@ -188,6 +278,71 @@ mod tests {
         let _held = take(second, "another").unwrap();
         assert_eq!(refused(whole).who, "another");
         take(DiskBytes { diskseq: 43, ..whole }, "of another disk").unwrap();
+    }
+
+    #[test]
+    fn who_has_what_is_seen_without_a_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let look = |bytes| DiskLock::look_in(directory.path(), bytes);
+        let (whole, first) = (bytes(None), bytes(Some((1 << 20, 8 << 20))));
+        assert_eq!(look(whole), None);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        let _held = DiskLock::take_in(directory.path(), first, "the first").unwrap();
+        let who = "the first".to_owned();
+        let expected = Holder { start: 1 << 20, length: Some(8 << 20), who };
+        assert_eq!((look(whole), look(first)), (Some(expected.clone()), Some(expected)));
+        assert_eq!(look(bytes(Some((9 << 20, 1 << 20)))), None);
+    }
+
+    #[test]
+    fn the_last_holder_of_a_disk_leaves_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = || fs::read_dir(directory.path()).unwrap().count();
+        let take = |bytes| DiskLock::take_in(directory.path(), bytes, "somebody").unwrap();
+        let (first, second) = (bytes(Some((1 << 20, 8 << 20))), bytes(Some((9 << 20, 8 << 20))));
+        // One that was killed has said something.
+        fs::write(directory.path().join("42.777"), "long dead").unwrap();
+        fs::write(directory.path().join("421"), "").unwrap();
+        let held = (take(first), take(second));
+        drop(held.0);
+        let refused = DiskLock::take_in(directory.path(), bytes(None), "a latecomer");
+        assert!(matches!(refused, Err(LockError::Held(_))), "the second is there");
+        drop(held.1);
+        assert_eq!(files(), 1, "another disk's file alone");
+        drop(take(bytes(None)));
+        assert_eq!(files(), 1);
+    }
+
+    #[test]
+    fn files_that_come_and_go_let_nobody_hold_what_another_holds() {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        let directory = tempfile::tempdir().unwrap();
+        let parts = [bytes(Some((0, 8 << 20))), bytes(Some((8 << 20, 8 << 20)))];
+        let holders = [AtomicU32::new(0), AtomicU32::new(0)];
+        let taken = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for thread in 0..6 {
+                let (directory, holders, taken) = (directory.path(), &holders, &taken);
+                scope.spawn(move || {
+                    let which = thread % parts.len();
+                    for _ in 0..100 {
+                        match DiskLock::take_in(directory, parts[which], "one of six") {
+                            Ok(lock) => {
+                                assert_eq!(holders[which].fetch_add(1, Ordering::SeqCst), 0);
+                                taken.fetch_add(1, Ordering::SeqCst);
+                                std::thread::yield_now();
+                                holders[which].fetch_sub(1, Ordering::SeqCst);
+                                drop(lock);
+                            }
+                            Err(LockError::Held(_)) => {}
+                            Err(other) => panic!("{other}"),
+                        }
+                    }
+                });
+            }
+        });
+        assert!(taken.into_inner() > 0);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     #[test]
