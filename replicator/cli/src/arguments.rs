@@ -48,15 +48,9 @@ pub struct Arguments {
     #[arg(long, global = true, value_enum, value_name = "FORMAT", help_heading = COMMON)]
     pub log: Option<LogFormat>,
 
-    /// Directory of the roles' sockets [default: /run/redoubt].
-    #[arg(
-        long,
-        global = true,
-        env = RuntimeDirectory::VARIABLE,
-        hide_env_values = true,
-        value_name = "DIR",
-        help_heading = COMMON
-    )]
+    /// Directory of the roles' sockets [default: /run/redoubt] [env: REDOUBT_RUNTIME_DIR].
+    // The variable is read below: the parser would show the option as one that must be given.
+    #[arg(long, global = true, value_name = "DIR", help_heading = COMMON)]
     pub runtime_dir: Option<PathBuf>,
 
     /// What to do.
@@ -154,7 +148,11 @@ pub struct Address {
 impl Arguments {
     /// The runtime directory by flag or variable, or by `file`, or the default.
     pub fn runtime(&self, file: Option<PathBuf>) -> RuntimeDirectory {
-        let chosen = self.runtime_dir.clone().or(file);
+        let of_variable = || {
+            let value = std::env::var_os(RuntimeDirectory::VARIABLE)?;
+            (!value.is_empty()).then(|| value.into())
+        };
+        let chosen = self.runtime_dir.clone().or_else(of_variable).or(file);
         RuntimeDirectory::new(chosen.unwrap_or_else(|| RuntimeDirectory::DEFAULT.into()))
     }
 }

@@ -185,6 +185,19 @@ fn a_wrong_command_line_is_exit_status_2() {
     assert_eq!(site.run(&["--help"]).status.code(), Some(0));
 }
 
+#[test]
+fn the_usage_asks_for_nothing_that_may_be_left_out() {
+    let site = Site::new();
+    for words in [&["copy-out", "--disk", "sda"][..], &["copy-out", "--help"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_redoubt"));
+        command.args(words).env("REDOUBT_RUNTIME_DIR", site.base.path());
+        let output = command.output().expect("it runs");
+        let shown = format!("{}{}", out(&output), error(&output));
+        let usage = shown.lines().find(|line| line.starts_with("Usage: ")).expect("a usage");
+        assert!(usage.contains("--to <FILE>") && !usage.contains("runtime-dir"), "{usage}");
+    }
+}
+
 #[cfg(feature = "target")]
 #[test]
 fn a_wrong_configuration_is_exit_status_2_with_its_line() {
