@@ -4,6 +4,7 @@
 
 mod audit;
 mod check;
+mod claim;
 mod control;
 mod copy_out;
 mod coverage;
@@ -34,13 +35,13 @@ pub use check::{check, devices};
 pub use error::AgentError;
 
 use bytes::Bytes;
+use claim::Claim;
 use control::Control;
 use crossbeam::channel;
 use disks::ProtectedDisks;
 use locks::StateLock;
 use owner::{Command, Owner, Parts, Shared};
 use redoubt_control::audit::AuditLog;
-use redoubt_control::runtime::create_private_directory;
 use redoubt_control::service::{StopSignals, notify_ready};
 use redoubt_control::socket::Server;
 use redoubt_control::status::Role;
@@ -73,9 +74,29 @@ const ENROL_RETRY: Duration = Duration::from_secs(2);
 /// Runs the agent until SIGTERM or SIGINT, or until another run takes its place.
 pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     let signals = StopSignals::block().map_err(signals_failed)?;
-    create_private_directory(&options.state)?;
-    create_private_directory(options.runtime.path())?;
-    let _lock = StateLock::take(&options.state)?;
+    let mut claim = Claim::take(&options)?;
+    let prepared = prepare(&options, signals).inspect_err(|error| claim.failed(error))?;
+    claim.keep();
+    let Some(Prepared { disks, identity, runtime, stop }) = prepared else { return Ok(()) };
+    disks.keep()?;
+    disks.warn_of_own_state();
+    let ring_bytes = u32::try_from(options.ring_bytes).unwrap_or(u32::MAX);
+    let source = Probe::attach(&pin_directory(&options.state), ProbeOptions { ring_bytes })?;
+    privileges::lock_memory();
+    privileges::drop_to_needed()?;
+    protect(&options, identity, disks, source, runtime, stop)
+}
+
+/// What a run is made of before anything of it is remembered.
+struct Prepared {
+    disks: ProtectedDisks,
+    identity: AgentIdentity,
+    runtime: Runtime,
+    stop: oneshot::Receiver<()>,
+}
+
+/// Takes the disks and joins the site, where that is yet to be done. `None` when told to stop.
+fn prepare(options: &AgentOptions, signals: StopSignals) -> Result<Option<Prepared>, AgentError> {
     let disks = ProtectedDisks::open(&options.state, &options.disks);
     if matches!(disks, Err(AgentError::NoDisk)) {
         finish_last_end(&options.state)?;
@@ -87,16 +108,8 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
         .map_err(|source| AgentError::Start { what: "the network's runtime", source })?;
     let (told, stop) = oneshot::channel();
     signals.call(move || drop(told)).map_err(signals_failed)?;
-    let Some((identity, stop)) = runtime.block_on(join_site(&options, stop))? else {
-        return Ok(());
-    };
-    disks.keep()?;
-    disks.warn_of_own_state();
-    let ring_bytes = u32::try_from(options.ring_bytes).unwrap_or(u32::MAX);
-    let source = Probe::attach(&pin_directory(&options.state), ProbeOptions { ring_bytes })?;
-    privileges::lock_memory();
-    privileges::drop_to_needed()?;
-    protect(&options, identity, disks, source, runtime, stop)
+    let joined = runtime.block_on(join_site(options, stop))?;
+    Ok(joined.map(|(identity, stop)| Prepared { disks, identity, runtime, stop }))
 }
 
 /// With no disk left no tracker is attached that would let go what the end of the last one, cut in
@@ -209,6 +222,7 @@ pub fn detach(state: &Path) -> Result<(), AgentError> {
     if !state.exists() {
         return Ok(Probe::detach(&pins)?);
     }
+    claim::expect_own(state)?;
     let _lock = StateLock::take(state)?;
     let detached = Probe::detach(&pins);
     let outcome = if detached.is_ok() { "done" } else { "failed" };

@@ -3,7 +3,7 @@
 
 use crate::error::AgentError;
 use nix::fcntl::{Flock, FlockArg};
-use redoubt_engine::locks::{DiskBytes, DiskLock, Holder, LockError};
+use redoubt_engine::locks::{DiskBytes, DiskLock, Holder, LockError, is_named};
 use redoubt_log::ByteRange;
 use redoubt_tracker::device::BlockDevice;
 use std::fs::{self, File, OpenOptions};
@@ -16,29 +16,77 @@ const SYSFS_SECTOR_BYTES: u64 = 512;
 
 /// The lock of a state directory.
 pub(crate) struct StateLock {
-    _file: Flock<File>,
+    path: PathBuf,
+    file: Flock<File>,
+}
+
+/// Where the lock of a state directory stands.
+pub(crate) fn state_lock(directory: &Path) -> PathBuf {
+    directory.join("agent.lock")
 }
 
 impl StateLock {
     /// Takes it, or says that another agent has it.
     pub fn take(directory: &Path) -> Result<Self, AgentError> {
-        let path = directory.join("agent.lock");
+        let path = state_lock(directory);
         let failed = |source| AgentError::Lock { path: path.clone(), source };
-        match Flock::lock(open(&path)?, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Self { _file: file }),
-            Err((_, nix::Error::EWOULDBLOCK)) => {
-                Err(AgentError::StateLocked { directory: directory.to_owned() })
+        loop {
+            let file = match Flock::lock(open(&path)?, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => file,
+                Err((_, nix::Error::EWOULDBLOCK)) => {
+                    return Err(AgentError::StateLocked { directory: directory.to_owned() });
+                }
+                Err((_, error)) => return Err(failed(error.into())),
+            };
+            // Who has opened it before its holder removed it holds nothing that others see.
+            if is_named(&file, &path).map_err(failed)? {
+                return Ok(Self { path, file });
             }
-            Err((_, error)) => Err(failed(error.into())),
         }
+    }
+
+    /// Lets it go, and leaves no file.
+    pub fn remove(self) {
+        let Self { path, file } = self;
+        // While it is held: nobody else can hold a file of this name. One that stays harms nobody.
+        let _ = fs::remove_file(path);
+        drop(file);
     }
 }
 
 /// Takes the lock of a disk, or says who has what of it; `state` is where this agent's state lies.
 pub(crate) fn take(device: &BlockDevice, state: &Path) -> Result<DiskLock, AgentError> {
+    DiskLock::take(bytes(device), &who(state)).map_err(|error| refused(device, error))
+}
+
+/// Who has what of a disk, as far as that can be told.
+#[derive(Debug)]
+pub(crate) enum Use {
+    /// Nobody.
+    Free,
+    /// The agent with this state directory has just this device.
+    Own,
+    /// Somebody has it, or has something that shares bytes with it.
+    Taken(AgentError),
+}
+
+/// Looks who has what of a disk, and takes nothing.
+pub(crate) fn look(device: &BlockDevice, state: &Path) -> Use {
+    let wanted = bytes(device);
+    match DiskLock::look(wanted) {
+        None => Use::Free,
+        Some(held) if held.who == who(state) && is_same(&held, wanted) => Use::Own,
+        Some(held) => Use::Taken(refused(device, LockError::Held(held))),
+    }
+}
+
+fn is_same(held: &Holder, bytes: DiskBytes) -> bool {
+    (held.start, held.length) == (bytes.start, bytes.length)
+}
+
+fn who(state: &Path) -> String {
     let state = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
-    let who = format!("the agent with --state {}", state.display());
-    DiskLock::take(bytes(device), &who).map_err(|error| refused(device, error))
+    format!("the agent with --state {}", state.display())
 }
 
 fn refused(device: &BlockDevice, error: LockError) -> AgentError {
@@ -46,9 +94,7 @@ fn refused(device: &BlockDevice, error: LockError) -> AgentError {
     match error {
         LockError::Failed { path, source } => AgentError::Lock { path, source },
         LockError::Open { path } => AgentError::LockDirectory { path },
-        LockError::Held(held)
-            if held.start == bytes(device).start && held.length == bytes(device).length =>
-        {
+        LockError::Held(held) if is_same(&held, bytes(device)) => {
             AgentError::DiskLocked { device: path, holder: held.who }
         }
         LockError::Held(held) => {
@@ -117,6 +163,28 @@ mod tests {
         assert!(matches!(StateLock::take(directory.path()), Err(AgentError::StateLocked { .. })));
         drop(first);
         StateLock::take(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_removed_is_never_held_twice() {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        let directory = tempfile::tempdir().unwrap();
+        let (holders, held) = (AtomicU32::new(0), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..5_000 {
+                        let Ok(lock) = StateLock::take(directory.path()) else { continue };
+                        assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
+                        held.fetch_add(1, Ordering::SeqCst);
+                        holders.fetch_sub(1, Ordering::SeqCst);
+                        lock.remove();
+                    }
+                });
+            }
+        });
+        assert!(held.into_inner() > 0);
+        assert!(!state_lock(directory.path()).exists());
     }
 
     /// The whole disk `no0`, or a partition of it.

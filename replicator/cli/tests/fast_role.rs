@@ -98,6 +98,24 @@ fn an_address_that_cannot_be_had_is_told_with_a_remedy() {
 }
 
 #[test]
+fn a_directory_with_something_else_in_it_is_refused_and_left_as_it_is() {
+    let base = tempfile::tempdir().unwrap();
+    let data = base.path().join("home");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("thesis.tex"), "all of it").unwrap();
+    let mut command = redoubt(&base.path().join("run"));
+    command.args(["master-target", "--listen", "127.0.0.1:0", "--data"]).arg(&data);
+    let output = command.output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    let error = String::from_utf8(output.stderr).unwrap();
+    let named = error.contains("home holds thesis.tex, and nothing of a redoubt target");
+    assert!(named && error.contains("give an empty directory"), "{error}");
+    let left: Vec<_> = std::fs::read_dir(&data).unwrap().map(|it| it.unwrap().path()).collect();
+    assert_eq!(left, [data.join("thesis.tex")]);
+    assert!(!base.path().join("run").exists());
+}
+
+#[test]
 fn a_service_manager_is_told_when_it_serves() {
     let mut manager = None;
     let _target = Target::start(|command, base| {

@@ -52,6 +52,19 @@ pub enum DirectoryError {
         /// Its permissions.
         mode: u32,
     },
+    /// Something else lies there.
+    #[error(
+        "directory {path} holds {entry}, and nothing of a redoubt {role}: give an empty directory, \
+         or the one that this {role} has used before"
+    )]
+    Occupied {
+        /// The directory.
+        path: PathBuf,
+        /// The first of what it holds.
+        entry: PathBuf,
+        /// Whose it should be.
+        role: Role,
+    },
     /// It belongs to another user.
     #[error("directory {path} belongs to user {owner}: give another one, or change its owner")]
     Foreign {
@@ -62,13 +75,31 @@ pub enum DirectoryError {
     },
 }
 
+/// Directories that were made; they can be taken back.
+#[derive(Debug, Default)]
+pub struct MadeDirectories(Vec<PathBuf>);
+
+impl MadeDirectories {
+    /// Removes those in which nothing lies.
+    pub fn take_back(self) {
+        for path in self.0 {
+            // What holds something by now stays, and so does what lies above it.
+            if fs::remove_dir(path).is_err() {
+                return;
+            }
+        }
+    }
+}
+
 /// Makes a directory of mode 0700, with what lies above it; one that exists must be ours and closed
-/// to other users' writes.
+/// to other users' writes. Returns what was made.
 ///
 /// # Errors
 /// It cannot be made, or is not private.
-pub fn create_private_directory(path: &Path) -> Result<(), DirectoryError> {
+pub fn create_private_directory(path: &Path) -> Result<MadeDirectories, DirectoryError> {
     let failed = |source| DirectoryError::Io { path: path.to_owned(), source };
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let made = path.ancestors().take_while(is_missing).map(Path::to_owned).collect();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     let found = fs::metadata(path).map_err(failed)?;
     let mode = found.mode() & 0o777;
@@ -79,7 +110,34 @@ pub fn create_private_directory(path: &Path) -> Result<(), DirectoryError> {
     if owner != nix::unistd::geteuid().as_raw() && owner != 0 {
         return Err(DirectoryError::Foreign { path: path.to_owned(), owner });
     }
-    Ok(())
+    Ok(MadeDirectories(made))
+}
+
+/// Whether a role may keep its own in a directory: it is missing, or empty, or the role's already.
+/// Nothing is changed.
+///
+/// # Errors
+/// It holds something, and nothing that `is_own` knows; or it cannot be looked at.
+pub fn expect_own_directory(
+    path: &Path,
+    role: Role,
+    is_own: impl FnOnce(&Path) -> bool,
+) -> Result<(), DirectoryError> {
+    let failed = |source| DirectoryError::Io { path: path.to_owned(), source };
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
+    let names: io::Result<Vec<_>> = names.collect();
+    // A new file system has a directory for what its repair finds.
+    let foreign = names.map_err(failed)?.into_iter().filter(|name| name != "lost+found").min();
+    match foreign {
+        Some(entry) if !is_own(path) => {
+            Err(DirectoryError::Occupied { path: path.to_owned(), entry: entry.into(), role })
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -102,6 +160,36 @@ mod tests {
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let error = create_private_directory(base.path()).unwrap_err();
         assert!(error.to_string().contains("mode 777") && error.to_string().contains("chmod"));
+    }
+
+    #[test]
+    fn what_was_made_is_taken_back_unless_it_holds_something() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("a/b/c");
+        create_private_directory(&path).unwrap().take_back();
+        assert!(base.path().exists() && !base.path().join("a").exists());
+        let made = create_private_directory(&path).unwrap();
+        fs::write(base.path().join("a/file"), "").unwrap();
+        made.take_back();
+        assert!(base.path().join("a").exists() && !base.path().join("a/b").exists());
+        create_private_directory(base.path()).unwrap().take_back();
+        assert!(base.path().exists());
+    }
+
+    #[test]
+    fn a_directory_with_something_else_in_it_is_refused_by_name() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path();
+        let check = |is_own| expect_own_directory(path, Role::Agent, |_| is_own);
+        check(false).unwrap();
+        fs::create_dir(path.join("lost+found")).unwrap();
+        check(false).unwrap();
+        fs::write(path.join("thesis.tex"), "").unwrap();
+        check(true).unwrap();
+        let error = check(false).unwrap_err().to_string();
+        assert!(error.contains("holds thesis.tex, and nothing of a redoubt agent"), "{error}");
+        assert!(error.contains("give an empty directory"), "{error}");
+        expect_own_directory(&path.join("none"), Role::Target, |_| false).unwrap();
     }
 
     #[test]

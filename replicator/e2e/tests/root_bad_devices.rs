@@ -54,7 +54,8 @@ fn expect_refused(scratch: &Path, device: &Path, words: &[&str]) -> Result<()> {
             );
         }
     }
-    ensure!(!scratch.join("new-state/state.json").exists(), "it left a trace");
+    let left = ["new-state", "new-run"].map(|name| scratch.join(name).exists());
+    ensure!(left == [false, false], "it left a trace");
     ensure!(pins()? == before, "it left pins");
     Ok(())
 }

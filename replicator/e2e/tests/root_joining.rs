@@ -54,8 +54,8 @@ impl<'a> Second<'a> {
         let said = text(&output.stderr);
         ensure!(output.status.code() == Some(1), "{}: {said}", output.status);
         ensure!(output.stdout.is_empty(), "a result: {}", text(&output.stdout));
-        ensure!(!self.state().join("identity").exists(), "it has an identity: {said}");
-        ensure!(!self.state().join("state.json").exists(), "it remembers disks: {said}");
+        ensure!(!self.state().exists(), "it has left something of its state: {said}");
+        ensure!(!self.root.join("run-second").exists(), "it has left its socket's place: {said}");
         Ok(said)
     }
 }

@@ -19,6 +19,8 @@ use std::path::Path;
 /// Version of the directory. Version 1: the first.
 const VERSION: u32 = 1;
 
+const PENDING_KEY: &str = "pending.key.pem";
+
 /// A machine that has joined a site.
 #[derive(Clone)]
 pub struct AgentIdentity {
@@ -63,10 +65,21 @@ impl AgentIdentity {
         }))
     }
 
+    /// Whether an attempt to join has left its key.
+    pub fn has_pending_key(directory: &Path) -> bool {
+        directory.join(PENDING_KEY).exists()
+    }
+
+    /// Removes the key of an attempt to join: no site may have taken the machine in with it.
+    pub fn forget_pending_key(directory: &Path) {
+        // Where it stays it is used again: it is good for another attempt.
+        let _ = fs::remove_file(directory.join(PENDING_KEY));
+    }
+
     /// The key to join with: the one of an earlier attempt, or a new one.
     pub(crate) fn pending_key(directory: &Path) -> Result<String> {
         files::create_directory(directory)?;
-        let path = directory.join("pending.key.pem");
+        let path = directory.join(PENDING_KEY);
         if files::load(&path)?.is_none() {
             files::create(&path, certificate::new_machine_key()?.as_bytes())?;
         }
@@ -99,7 +112,7 @@ impl AgentIdentity {
         let identity = directory.join("identity");
         fs::rename(&beside, &identity).map_err(files::failed(&identity, "create"))?;
         files::sync_parent(&identity)?;
-        let pending = directory.join("pending.key.pem");
+        let pending = directory.join(PENDING_KEY);
         fs::remove_file(&pending).map_err(files::failed(&pending, "remove"))
     }
 }

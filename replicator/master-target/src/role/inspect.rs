@@ -3,7 +3,7 @@
 
 use super::error::TargetError;
 use super::protected::now;
-use super::{ADDRESS_FILE, SITE_DIRECTORY, lock};
+use super::{ADDRESS_FILE, SITE_DIRECTORY, holds_target, lock};
 use crate::store::StoreError;
 use crate::store::inspect::{StoreInspection, finish, inspect as inspect_store};
 use redoubt_control::audit::AuditLog;
@@ -71,12 +71,9 @@ fn expect_target(data: &Path) -> Result<(), TargetError> {
         }
         Err(error) => return Err(TargetError::unreadable(data, error)),
     }
-    let has = |name: &str| data.join(name).exists();
-    // A site's own directory has machines/ as well, beside tokens/.
-    if has(SITE_DIRECTORY) || has("machines") && !has("tokens") {
-        Ok(())
-    } else {
-        Err(not_one("it holds neither site/ nor machines/"))
+    match holds_target(data) {
+        true => Ok(()),
+        false => Err(not_one("it holds neither site/ nor machines/")),
     }
 }
 

@@ -9,6 +9,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Its name in the directory.
+pub(super) const FILE: &str = "target.lock";
+
 /// Tries before the lock counts as another's: who only looks holds it for a moment.
 const TRIES: u32 = 10;
 const BETWEEN_TRIES: Duration = Duration::from_millis(50);
@@ -41,7 +44,7 @@ pub(super) fn is_held(data: &Path) -> bool {
 }
 
 fn path(data: &Path) -> PathBuf {
-    data.join("target.lock")
+    data.join(FILE)
 }
 
 #[cfg(test)]

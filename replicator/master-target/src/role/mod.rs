@@ -26,7 +26,7 @@ use control::Control;
 use protected::{Registry, now};
 use redoubt_control::audit::AuditLog;
 use redoubt_control::options::Token;
-use redoubt_control::runtime::create_private_directory;
+use redoubt_control::runtime::{create_private_directory, expect_own_directory};
 use redoubt_control::service::{StopSignals, notify_ready};
 use redoubt_control::socket::Server;
 use redoubt_control::status::Role;
@@ -50,6 +50,8 @@ const SITE_DIRECTORY: &str = "site";
 /// Runs the master target until SIGTERM or SIGINT; `listening` learns the address once it serves.
 pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result<(), TargetError> {
     let signals = StopSignals::block().map_err(signals_failed)?;
+    let is_own = |data: &Path| holds_target(data) || data.join(lock::FILE).exists();
+    expect_own_directory(&options.data, Role::Target, is_own)?;
     create_private_directory(&options.data)?;
     create_private_directory(options.runtime.path())?;
     let _lock = lock::take(&options.data)?;
@@ -101,6 +103,13 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
     // What reads a disk for a copy must not keep the process: it ends with it.
     runtime.shutdown_background();
     result
+}
+
+/// Whether a directory has something of a target in it.
+fn holds_target(data: &Path) -> bool {
+    let has = |name: &str| data.join(name).exists();
+    // A site's own directory has machines/ as well, beside tokens/.
+    has(SITE_DIRECTORY) || has("machines") && !has("tokens")
 }
 
 /// Ends the machines' threads, on a thread of its own: those that tokio lends may all wait for
