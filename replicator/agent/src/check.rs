@@ -2,9 +2,10 @@
 //! changes nothing that stays.
 
 use crate::error::AgentError;
+use crate::locks::{self, Use, overlap};
 use crate::own_state;
+use redoubt_control::AgentOptions;
 use redoubt_control::status::{CheckReport, DeviceReport, TrackerMode};
-use redoubt_control::{AgentOptions, DiskArgument};
 use redoubt_log::Name;
 use redoubt_tracker::device::{BlockDevice, DeviceError, DeviceUse};
 use redoubt_tracker::probe::{Capability, Probe, ProbeError, ProbeOptions};
@@ -13,6 +14,9 @@ use std::path::{Path, PathBuf};
 
 /// Ring of the trial: enough for the canary.
 const TRIAL_RING_BYTES: u32 = 1 << 20;
+
+const ORDER_REMEDY: &str = "nothing need be done: what is written is read back from the disk";
+const BITMAP_REMEDY: &str = "no recovery point will be proven: try a newer kernel";
 
 const BIO_BASED: &str = "the ends of writes to dm and md devices cannot be followed exactly yet";
 const BIO_BASED_REMEDY: &str = "protect the disks that it lies on";
@@ -29,21 +33,65 @@ pub fn check(options: &AgentOptions) -> Result<CheckReport, AgentError> {
     let (mode, reason, remedy) = match &trial {
         Ok(attached) => match attached.capability() {
             Capability::Data => (Some(TrackerMode::Data), None, None),
-            Capability::Order(reason) => (Some(TrackerMode::Metadata), Some(reason.clone()), None),
-            Capability::Bitmap(reason) => (Some(TrackerMode::Bitmap), Some(reason.clone()), None),
+            Capability::Order(reason) => {
+                (Some(TrackerMode::Metadata), Some(reason.clone()), Some(ORDER_REMEDY.to_owned()))
+            }
+            Capability::Bitmap(reason) => {
+                (Some(TrackerMode::Bitmap), Some(reason.clone()), Some(BITMAP_REMEDY.to_owned()))
+            }
         },
         Err(error) => (None, Some(error.to_string()), remedy_of(error)),
     };
     drop(trial);
     Probe::detach(&pins)?;
-    let disk = |disk: &DiskArgument| {
-        let mut disk = report(&disk.device, Some(&options.state));
+    let mut disks = Vec::new();
+    let mut before: Vec<BlockDevice> = Vec::new();
+    for asked in &options.disks {
+        let mut disk = report(&asked.device, Some(&options.state));
         // No disk is tracked better than the machine can.
         disk.mode = disk.mode.map(|own| mode.unwrap_or(own));
-        disk
-    };
-    let disks = options.disks.iter().map(disk).collect();
+        if disk.mode.is_some()
+            && let Ok(device) = BlockDevice::resolve(&asked.device)
+        {
+            look_who_has_it(&mut disk, &device, &before, &options.state);
+            before.push(device);
+        }
+        disks.push(disk);
+    }
     Ok(CheckReport { mode, reason, remedy, disks })
+}
+
+/// Says where the disk is another's by now, or was asked for before.
+fn look_who_has_it(
+    disk: &mut DeviceReport,
+    device: &BlockDevice,
+    before: &[BlockDevice],
+    state: &Path,
+) {
+    let error = match locks::look(device, state) {
+        Use::Taken(error) => Some(error),
+        Use::Own => {
+            disk.reason = Some("the agent with this --state protects it already".to_owned());
+            None
+        }
+        Use::Free => None,
+    };
+    let twice = before.iter().find(|other| overlap(other, device)).map(|other| {
+        AgentError::DiskTwice { device: device.path.clone(), other: other.path.clone() }
+    });
+    if let Some(error) = error.or(twice) {
+        let (reason, remedy) = told(&error.to_string());
+        (disk.mode, disk.reason, disk.remedy) = (None, Some(reason), remedy);
+    }
+}
+
+/// An error of a device as what is wrong, and what to do about it: that stands behind the last
+/// colon.
+fn told(error: &str) -> (String, Option<String>) {
+    match error.rsplit_once(": ") {
+        Some((reason, remedy)) => (reason.to_owned(), Some(remedy.to_owned())),
+        None => (error.to_owned(), None),
+    }
 }
 
 fn remedy_of(error: &ProbeError) -> Option<String> {
@@ -51,6 +99,10 @@ fn remedy_of(error: &ProbeError) -> Option<String> {
         ProbeError::Load { .. } | ProbeError::BpfFs { .. } => {
             Some("run it as root, on Linux 5.17 or later with BPF enabled".to_owned())
         }
+        ProbeError::NoTypes | ProbeError::Attach { .. } => {
+            Some("run a distribution's own kernel, Linux 5.17 or later".to_owned())
+        }
+        // They say it themselves.
         _ => None,
     }
 }
@@ -117,6 +169,7 @@ fn use_of(usage: &DeviceUse) -> String {
 }
 
 fn unfit(path: &Path, name: Name, error: &DeviceError) -> DeviceReport {
+    let (reason, remedy) = told(&error.to_string());
     DeviceReport {
         device: path.to_owned(),
         name,
@@ -125,7 +178,36 @@ fn unfit(path: &Path, name: Name, error: &DeviceError) -> DeviceReport {
         used_by: Vec::new(),
         holds_agent_state: false,
         mode: None,
-        reason: Some(error.to_string()),
-        remedy: None,
+        reason: Some(reason),
+        remedy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_no_of_a_device_has_a_remedy() {
+        let path = PathBuf::from("/dev/sdz");
+        let (attribute, source) = (path.clone(), std::io::ErrorKind::NotFound.into());
+        for error in [
+            DeviceError::Missing { path: path.clone() },
+            DeviceError::NotBlock { path: path.clone() },
+            DeviceError::Empty { path: path.clone() },
+            DeviceError::ReadOnly { path: path.clone() },
+            DeviceError::Zoned { path: path.clone() },
+            DeviceError::Dax { path: path.clone() },
+            DeviceError::Attribute { path: path.clone(), attribute, source },
+        ] {
+            let report = unfit(&path, "sdz".parse().unwrap(), &error);
+            let (reason, remedy) = (report.reason.unwrap(), report.remedy.unwrap());
+            assert!(reason.contains("/dev/sdz") && !remedy.contains("/dev/sdz"), "{error}");
+            assert_eq!(format!("{reason}: {remedy}"), error.to_string());
+        }
+        let held = AgentError::DiskLocked { device: path, holder: "the agent".to_owned() };
+        let (reason, remedy) = told(&held.to_string());
+        assert_eq!(reason, "/dev/sdz: the agent has this disk already");
+        assert!(remedy.unwrap().contains("redoubt unprotect"));
     }
 }

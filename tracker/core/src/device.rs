@@ -106,7 +106,10 @@ pub enum DeviceError {
         path: PathBuf,
     },
     /// A file, a directory, a character device.
-    #[error("{} is not a block device", path.display())]
+    #[error(
+        "{} is not a block device: give one of those that `redoubt disks` lists",
+        path.display()
+    )]
     NotBlock {
         /// The path.
         path: PathBuf,
@@ -147,7 +150,11 @@ pub enum DeviceError {
         path: PathBuf,
     },
     /// The kernel does not say.
-    #[error("{}: cannot read {}", path.display(), attribute.display())]
+    #[error(
+        "{}: cannot read {}: run it as root, with sysfs and procfs mounted",
+        path.display(),
+        attribute.display()
+    )]
     Attribute {
         /// The device.
         path: PathBuf,

@@ -51,7 +51,8 @@ pub struct Agent {
     #[arg(long = "disk", value_name = "DEV[=NAME]")]
     disks: Vec<DiskArgument>,
 
-    /// Only say whether this machine and these disks can be protected; exit status 3 if not.
+    /// Only say whether this machine and these disks (of --disk or the file) can be protected, or
+    /// why not and what to do; exit status 3 if not.
     #[arg(long, conflicts_with = "detach")]
     check: bool,
 
@@ -117,7 +118,9 @@ fn render(report: &CheckReport) -> String {
         None => format!("this machine cannot be protected: {why}"),
     };
     match report.disks.is_empty() {
-        true => format!("{machine}\n"),
+        true => {
+            format!("{machine}\nno disk was checked: give --disk DEV; `redoubt disks` lists them\n")
+        }
         false => format!("{machine}\n{}", disks::render(&report.disks)),
     }
 }
@@ -182,6 +185,15 @@ mod tests {
         assert_eq!((options.ring_bytes, options.window_bytes), (64 << 20, 32 << 20));
         assert_eq!(options.disks, ["/dev/sda=root".parse().unwrap()]);
         assert_eq!(options.token, None);
+    }
+
+    #[test]
+    fn a_check_without_a_disk_says_that_none_was_checked() {
+        let mode = Some(redoubt_control::status::TrackerMode::Data);
+        let report = CheckReport { mode, reason: None, remedy: None, disks: Vec::new() };
+        let text = render(&report);
+        assert!(text.starts_with("this machine: data mode\nno disk was checked: "), "{text}");
+        assert!(text.contains("redoubt disks"), "{text}");
     }
 
     #[test]
