@@ -96,6 +96,14 @@ impl LoopDisk {
         Ok(Partitions { disk: self })
     }
 
+    /// Bytes written to it so far, by the kernel's own count.
+    pub fn written_bytes(&self) -> Result<u64> {
+        let name = self.device.file_name().context("a device has a name")?;
+        let counters = std::fs::read_to_string(Path::new("/sys/block").join(name).join("stat"))?;
+        let sectors = counters.split_whitespace().nth(6).context("no sectors written")?;
+        Ok(sectors.parse::<u64>()? * 512)
+    }
+
     /// Empties the kernel's cache of the device, so that the next reader sees what is on it.
     pub fn flush(&self) -> Result<()> {
         run("blockdev", &["--flushbufs".as_ref(), self.device.as_os_str()]).map(drop)

@@ -114,6 +114,24 @@ pub fn end(mut site: Site) -> Result<()> {
     site.stop_role(Role::Target)
 }
 
+/// Why the target shows a disk as ended that was let go at a side.
+pub fn end_reason(side: Role) -> &'static str {
+    match side {
+        Role::Agent => "unprotected-by-agent",
+        Role::Target => "unprotected",
+    }
+}
+
+/// The last disk was let go at a side and its agent has ended: it is protected anew, beside what is
+/// kept of it. Ends the site.
+pub fn protected_anew(mut site: Site, side: Role, device: &LoopDisk, size: u64) -> Result<()> {
+    site.start_role(Role::Agent)?;
+    streaming(&site, "data")?;
+    equal(&site, "data", device, size)?;
+    wait_for(&site, Role::Target, "data.ended-0", "paused", end_reason(side))?;
+    end(site)
+}
+
 /// Invites a machine by name.
 pub fn invite(site: &Site, root: &Path, name: &str) -> Result<()> {
     let mut invite = site.command(Role::Target);

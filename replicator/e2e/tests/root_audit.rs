@@ -216,20 +216,7 @@ fn of_lost_roles(site: &mut Audited<'_>) -> Result<()> {
             (TARGET, Itself, "state", "data", "paused", "agent-silent"),
         ],
     )?;
-    site.step(
-        "the agent comes back",
-        |site| {
-            site.start_role(AGENT)?;
-            streaming(site, "data")
-        },
-        &[
-            (AGENT, Itself, "session", "", "online", ""),
-            (AGENT, Itself, "gap", "data", "1 in this run", "agent-restarted"),
-            (AGENT, Itself, "state", "data", "streaming", ""),
-            (TARGET, Itself, "session", "", "online", ""),
-            (TARGET, Itself, "state", "data", "streaming", ""),
-        ],
-    )?;
+    comes_back(site, AGENT, &[(AGENT, Itself, "gap", "data", "1 in this run", "agent-restarted")])?;
     site.step(
         "the target goes",
         |site| site.stop_role(TARGET),
@@ -238,18 +225,21 @@ fn of_lost_roles(site: &mut Audited<'_>) -> Result<()> {
             (AGENT, Itself, "state", "data", "paused", "target-unreachable"),
         ],
     )?;
+    comes_back(site, TARGET, &[])
+}
+
+/// A role comes back, and both sides write down that the disk streams again, and `more`.
+fn comes_back(site: &mut Audited<'_>, role: Role, more: &[Expected]) -> Result<()> {
+    let both =
+        |action, object, outcome| BOTH.map(|it| (it, By::Itself, action, object, outcome, ""));
+    let expected = [&both("session", "", "online")[..], &both("state", "data", "streaming"), more];
     site.step(
-        "the target comes back",
+        &format!("the {role:?} comes back"),
         |site| {
-            site.start_role(TARGET)?;
+            site.start_role(role)?;
             streaming(site, "data")
         },
-        &[
-            (AGENT, Itself, "session", "", "online", ""),
-            (AGENT, Itself, "state", "data", "streaming", ""),
-            (TARGET, Itself, "session", "", "online", ""),
-            (TARGET, Itself, "state", "data", "streaming", ""),
-        ],
+        &expected.concat(),
     )
 }
 

@@ -135,14 +135,6 @@ fn a_disk_in_use_can_be_protected_and_the_check_says_who_uses_it() -> Result<()>
     mounted.unmount()
 }
 
-/// Bytes written to a disk so far, by the kernel's own count.
-fn written_bytes(disk: &LoopDisk) -> Result<u64> {
-    let name = disk.device.file_name().context("a device has a name")?;
-    let counters = fs::read_to_string(Path::new("/sys/block").join(name).join("stat"))?;
-    let sectors = counters.split_whitespace().nth(6).context("no sectors written")?;
-    Ok(sectors.parse::<u64>()? * 512)
-}
-
 #[test]
 fn the_disk_with_the_agents_own_state_is_protected_and_its_writes_are_few() -> Result<()> {
     keep_mounts_private()?;
@@ -162,9 +154,9 @@ fn the_disk_with_the_agents_own_state_is_protected_and_its_writes_are_few() -> R
     ensure!(said.contains("holds the agent's own state"), "{said}");
     // What it writes down of its own writes' acknowledgement must not go on for ever.
     wait_until("a quiet disk", POINT_WITHIN, || {
-        let before = written_bytes(&disk)?;
+        let before = disk.written_bytes()?;
         std::thread::sleep(Duration::from_secs(10));
-        let written = written_bytes(&disk)? - before;
+        let written = disk.written_bytes()? - before;
         eprintln!("{written} bytes in ten seconds");
         Ok((written < 1 << 20).then_some(()))
     })?;

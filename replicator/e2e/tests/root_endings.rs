@@ -5,8 +5,8 @@ use anyhow::{Context, Result, ensure};
 use redoubt_e2e::command::{output, run, text, wait_until};
 use redoubt_e2e::disk::{LoopDisk, keep_mounts_private, scratch};
 use redoubt_e2e::orders::{
-    BOTH, MIB, WITHIN, audited, end, equal, fill, half_full, host, invite, not_placed, ordered,
-    place, refused, said, streaming, wait_for,
+    BOTH, MIB, WITHIN, audited, end, end_reason, equal, fill, half_full, host, invite, not_placed,
+    ordered, place, protected_anew, refused, said, streaming, wait_for,
 };
 use redoubt_e2e::site::{Plan, Role, Site};
 use std::collections::BTreeSet;
@@ -48,7 +48,7 @@ fn a_disk_is_let_go_while_it_is_verified() -> Result<()> {
         let verify = verify.wait_with_output()?;
         ensure!(verify.status.code() == Some(1), "{verify:?}");
         said(&text(&verify.stderr), "the protection of a disk ends")?;
-        let reason = if side == Role::Agent { "unprotected-by-agent" } else { "unprotected" };
+        let reason = end_reason(side);
         wait_for(&site, Role::Target, "second", "paused", reason)?;
         streaming(&site, "first")?;
         fill(&first, 0, MIB, 3)?;
@@ -90,7 +90,7 @@ fn a_disk_that_is_not_there_is_let_go() -> Result<()> {
         let left: Vec<String> =
             site.status_of(Role::Agent)?.into_iter().map(|disk| disk.name).collect();
         ensure!(left == ["first"], "{left:?}");
-        let reason = if side == Role::Agent { "unprotected-by-agent" } else { "unprotected" };
+        let reason = end_reason(side);
         wait_for(&site, Role::Target, "second", "paused", reason)?;
         streaming(&site, "first")?;
         let alone = site.mark("alone", true)?;
@@ -124,13 +124,8 @@ fn the_last_disk_is_let_go() -> Result<()> {
         said(&told, if side == Role::Agent { "and the agent ends" } else { "has let it go" })?;
         site.wait_for_end(Role::Agent)?;
         ensure!(pins()?.len() + 1 == before, "{:?}", pins()?);
-        let reason = if side == Role::Agent { "unprotected-by-agent" } else { "unprotected" };
-        wait_for(&site, Role::Target, "data", "paused", reason)?;
-        site.start_role(Role::Agent)?;
-        streaming(&site, "data")?;
-        equal(&site, "data", &disk, 16 * MIB)?;
-        wait_for(&site, Role::Target, "data.ended-0", "paused", reason)?;
-        end(site)?;
+        wait_for(&site, Role::Target, "data", "paused", end_reason(side))?;
+        protected_anew(site, side, &disk, 16 * MIB)?;
     }
     Ok(())
 }

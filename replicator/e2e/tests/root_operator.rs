@@ -7,7 +7,7 @@ use redoubt_e2e::disk::{Filesystem, LoopDisk, Mounted, keep_mounts_private, scra
 use redoubt_e2e::load::RandomWrites;
 use redoubt_e2e::orders::{
     BOTH, MIB, WITHIN, audited, audited_ends, end, equal, fill, half_full, host, invite,
-    not_placed, ordered, place, refused, said, streaming, wait_for,
+    not_placed, ordered, place, protected_anew, refused, said, streaming, wait_for,
 };
 use redoubt_e2e::site::{Plan, Role, Site};
 use std::fs::{self, File, OpenOptions};
@@ -250,15 +250,7 @@ fn a_disk_that_grew_is_protected_again() -> Result<()> {
         said(&told, if side == Role::Agent { "the target knows" } else { "has let it go" })?;
         // It was the last disk: nothing is left to do.
         site.wait_for_end(Role::Agent)?;
-        site.start_role(Role::Agent)?;
-        streaming(&site, "data")?;
-        equal(&site, "data", &disk, 40 * MIB)?;
-        let reason = match side {
-            Role::Agent => "unprotected-by-agent",
-            Role::Target => "unprotected",
-        };
-        wait_for(&site, Role::Target, "data.ended-0", "paused", reason)?;
-        end(site)?;
+        protected_anew(site, side, &disk, 40 * MIB)?;
     }
     Ok(())
 }
