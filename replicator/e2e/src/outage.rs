@@ -73,7 +73,7 @@ pub fn cut_for(long: Duration) -> Result<()> {
 /// As long as the line is cut both sides say why nothing moves, and that what is safe gets older.
 fn expect_growing_age(site: &Site, cut: Instant, long: Duration) -> Result<()> {
     let mut last = [0.0, 0.0];
-    while cut.elapsed() < long {
+    wait_until("an age of the cut's length", long + TOLD_WITHIN, || {
         for (last, (role, why)) in last
             .iter_mut()
             .zip([(Role::Agent, "target-unreachable"), (Role::Target, "agent-silent")])
@@ -86,9 +86,8 @@ fn expect_growing_age(site: &Site, cut: Instant, long: Duration) -> Result<()> {
             ensure!(told.rpo + 1.5 >= since, "younger than the cut of {since} s: {told:?}");
             *last = told.rpo;
         }
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    Ok(())
+        Ok(last.iter().all(|rpo| *rpo >= long.as_secs_f64()).then_some(()))
+    })
 }
 
 fn told(site: &Site, role: Role) -> Result<Told> {

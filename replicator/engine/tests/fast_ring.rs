@@ -10,7 +10,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{TryRecvError, channel};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -195,14 +195,20 @@ fn dropping_a_ring_waits_for_what_is_in_flight() {
     let read = operation(5, Direction::Read, 0, pool.take().unwrap());
     ring.submit(read).map_err(|(_, error)| error).unwrap();
     ring.reap(0, &mut Vec::new()).unwrap();
-    let (sender, dropped) = channel();
+    let ((sender, dropped), (id, is_known)) = (channel(), channel());
     let dropper = std::thread::spawn(move || {
+        id.send(nix::unistd::gettid()).unwrap();
         drop(ring);
         sender.send(()).unwrap();
     });
-    // The kernel cannot complete a read of an empty pipe, so however long this waits is right.
-    let early = dropped.recv_timeout(Duration::from_millis(100));
-    assert_eq!(early, Err(RecvTimeoutError::Timeout), "dropped under the kernel");
+    // The kernel cannot complete a read of an empty pipe: the thread is to wait in it for that.
+    let waits_in = format!("/proc/self/task/{}/syscall", is_known.recv().unwrap());
+    let entered = format!("{} ", libc::SYS_io_uring_enter);
+    while !std::fs::read_to_string(&waits_in).unwrap().starts_with(&entered) {
+        assert!(!dropper.is_finished(), "dropped under the kernel");
+        std::thread::yield_now();
+    }
+    assert_eq!(dropped.try_recv(), Err(TryRecvError::Empty), "dropped under the kernel");
     assert_eq!(pool.available(), 0, "the buffer is the kernel's");
     writer.write_all(b"x").unwrap();
     dropped.recv().unwrap();
