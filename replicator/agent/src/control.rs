@@ -144,6 +144,7 @@ impl Control {
             id: self.machine.into(),
             name: self.name.clone(),
             connected: link.connected,
+            reason: None,
             rpo_seconds: (link.sessions > 0).then(|| snapshot.rpo(now).as_secs_f64()),
             disks: snapshot.shown(&link, position, now),
         };

@@ -32,6 +32,16 @@ pub struct RoleStatus {
     pub placements: Vec<PlacementStatus>,
 }
 
+impl RoleStatus {
+    /// Whether something that the target keeps is damaged or missing.
+    pub fn is_harmed(&self) -> bool {
+        let is_gone = |disk: &DiskStatus| {
+            disk.reason.as_deref().is_some_and(|reason| reason.starts_with("replica-missing"))
+        };
+        self.machines.iter().any(|it| it.reason.is_some() || it.disks.iter().any(is_gone))
+    }
+}
+
 /// A block device that will hold the replica of a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -57,6 +67,11 @@ pub struct MachineStatus {
     pub name: Name,
     /// Whether agent and target have a session now.
     pub connected: bool,
+    /// Why nothing of the machine goes on, whatever its disks: a reason code such as
+    /// `store-damaged` with its details behind a colon; null where the disks tell.
+    #[serde(default)]
+    #[cfg_attr(test, schemars(regex(pattern = "^[a-z][a-z-]*(: .+)?$")))]
+    pub reason: Option<String>,
     /// Seconds: the age of the newest acknowledged position (the agent's monotonic clock) and the
     /// time since the target last heard from the agent; null until the first acknowledgement. That
     /// of an idle machine does not grow.

@@ -6,7 +6,7 @@ use crate::output::{self, Reader};
 use crate::table::Table;
 use crate::talk;
 use clap::Args;
-use redoubt_control::status::{DiskStatus, MachineStatus, PlacementStatus, RoleStatus};
+use redoubt_control::status::{DiskState, DiskStatus, MachineStatus, PlacementStatus, RoleStatus};
 use redoubt_control::{Client, ExitStatus, Request, Response, Role, RuntimeDirectory};
 use std::io::{self, IsTerminal};
 use std::thread;
@@ -19,7 +19,8 @@ use std::time::Duration;
         Where agent and target both run here, both are shown; one that does not answer within some \
         seconds is named, and the exit status is 1. STATE is initial-sync, streaming, \
         catch-up, verifying or paused; REASON says why it is not simply streaming. RPO is the age \
-        of what the target holds for certain; that of an idle machine does not grow.",
+        of what the target holds for certain; that of an idle machine does not grow.\n\n\
+        Exit status 3: what the target keeps of a machine is damaged or missing; REASON says what.",
     after_long_help = "Examples:\n  \
         redoubt status --watch\n  \
         redoubt status --side target --json | jq '.machines[].disks[] | {name, state}'"
@@ -59,7 +60,10 @@ pub fn run(command: &Status, directory: &RuntimeDirectory) -> anyhow::Result<Exi
             _ if reader == Reader::Gone => return Ok(ExitStatus::Done),
             // The one that answers is watched on: the other may come back.
             Some(failure) => tracing::warn!("{}", explain(&failure)),
-            None if !command.watch => return Ok(ExitStatus::Done),
+            None if !command.watch => {
+                let is_harmed = roles.iter().any(RoleStatus::is_harmed);
+                return Ok(if is_harmed { ExitStatus::No } else { ExitStatus::Done });
+            }
             None => {}
         }
         thread::sleep(WATCH_INTERVAL);
@@ -160,8 +164,14 @@ fn row(machine: &MachineStatus, disk: Option<&DiskStatus>) -> [String; 13] {
         String::from(if machine.connected { "up" } else { "down" }),
         output::or_dash(machine.rpo_seconds.map(|rpo| format!("{rpo:.1}s"))),
         of(|disk| disk.name.to_string()),
-        of(|disk| disk.state.to_string()),
-        of(|disk| output::or_dash(disk.reason.as_deref().map(output::harmless))),
+        match &machine.reason {
+            Some(_) => DiskState::Paused.to_string(),
+            None => of(|disk| disk.state.to_string()),
+        },
+        match &machine.reason {
+            Some(reason) => output::harmless(reason),
+            None => of(|disk| output::or_dash(disk.reason.as_deref().map(output::harmless))),
+        },
         of(|disk| output::bytes(disk.bytes_remaining)),
         of(|disk| output::or_dash(disk.eta_seconds.map(output::seconds))),
         of(|disk| format!("{}/s", output::bytes(disk.churn_bytes_per_second))),
@@ -231,6 +241,22 @@ mod tests {
                 "-"
             ]
         );
+    }
+
+    #[test]
+    fn a_machine_whose_store_did_not_open_is_shown_and_harmed() {
+        let mut status = parse(
+            r#"{"role": "target", "machines": [{
+                "id": "05050505-0505-0505-0505-050505050505", "name": "web-01",
+                "connected": false, "reason": "store-damaged: x: damaged", "rpo_seconds": null,
+                "disks": []
+            }]}"#,
+        );
+        let text = render(&status);
+        assert!(text.contains("paused  store-damaged: x: damaged"), "{text}");
+        assert!(status.is_harmed());
+        status.machines[0].reason = None;
+        assert!(!status.is_harmed());
     }
 
     #[test]

@@ -38,6 +38,7 @@ fn status() -> RoleStatus {
             id: id(5),
             name: "web-01".parse().unwrap(),
             connected: true,
+            reason: None,
             rpo_seconds: Some(0.75),
             disks: vec![disk],
         }],
@@ -57,6 +58,7 @@ fn status_is_frozen() {
             "id": "05050505-0505-0505-0505-050505050505",
             "name": "web-01",
             "connected": true,
+            "reason": null,
             "rpo_seconds": 0.75,
             "disks": [{
                 "name": "sda",

@@ -11,10 +11,14 @@ use redoubt_log::frame::FrameKey;
 use redoubt_protocol::message::{Refusal, RefusalCode};
 use redoubt_protocol::{AgentMessage, ConnectionId, TargetMessage};
 use redoubt_transport::{Arrival, Arriving, Connection, Listener, Parts, Site};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// Between two errors in the log of one machine that cannot be served.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// What every session is offered.
 #[derive(Clone, Copy)]
@@ -35,6 +39,7 @@ impl Arrivals {
     /// Serves until `stop` ends.
     pub async fn serve(self, mut stop: oneshot::Receiver<()>) {
         let connections = Arc::new(AtomicU64::new(0));
+        let complaints = Arc::<Complaints>::default();
         self.start_tasks();
         loop {
             let arriving = tokio::select! {
@@ -48,6 +53,7 @@ impl Arrivals {
                 site: self.site.clone(),
                 terms: self.terms,
                 connections: connections.clone(),
+                complaints: complaints.clone(),
             };
             tokio::spawn(greeting.greet(arriving));
         }
@@ -70,6 +76,25 @@ struct Greeting {
     site: Arc<Site>,
     terms: Terms,
     connections: Arc<AtomicU64>,
+    complaints: Arc<Complaints>,
+}
+
+/// When each machine that cannot be served was last named as an error: its agent comes again every
+/// few seconds.
+#[derive(Default)]
+struct Complaints(Mutex<BTreeMap<MachineId, Instant>>);
+
+impl Complaints {
+    /// Whether the machine is to be named now; then it is taken as named.
+    fn is_due(&self, id: MachineId, now: Instant) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_recent = |last: &Instant| now.saturating_duration_since(*last) < COMPLAIN_EVERY;
+        if told.get(&id).is_some_and(is_recent) {
+            return false;
+        }
+        told.insert(id, now);
+        true
+    }
 }
 
 impl Greeting {
@@ -79,7 +104,10 @@ impl Greeting {
             Ok(Arrival::Machine(id, connection)) => match self.machine(id) {
                 Ok((machine, key)) => self.take_in(&machine, key, connection).await,
                 Err(error) => {
-                    tracing::error!(machine = %id, %remote, %error, "machine cannot be served");
+                    if self.complaints.is_due(id, Instant::now()) {
+                        let machine = id;
+                        tracing::error!(%machine, %remote, %error, "machine cannot be served");
+                    }
                     turn_away(connection, refusal_of(&error)).await;
                 }
             },

@@ -3,12 +3,12 @@
 use super::machine::MachineEvent;
 use super::operator::{Ending, check_named};
 use super::protected::{Protected, Registry};
-use super::{status, verify};
+use super::{status, unopened, verify};
 use crate::store::{PointChoice, copy_out};
 use redoubt_control::audit::AuditLog;
 use redoubt_control::request::{PointSelector, Request};
 use redoubt_control::socket::{Handler, Peer, Responder};
-use redoubt_control::status::{Role, RoleStatus};
+use redoubt_control::status::{MachineStatus, Role, RoleStatus};
 use redoubt_control::{ExitStatus, Marked, Response};
 use redoubt_engine::directory::DirectoryStorage;
 use redoubt_engine::storage::{Open, Storage};
@@ -115,17 +115,35 @@ impl Control {
 
     fn status(&self) -> RoleStatus {
         let machines = self.registry.all();
-        let machines = machines.iter().map(|machine| status::of(machine, &self.data)).collect();
+        let opened = machines.iter().map(|machine| status::of(machine, &self.data));
+        let machines = opened.chain(self.unopened()).collect();
         let waiting = self.registry.store().waiting();
         let placements = waiting.iter().map(status::placement).collect();
         RoleStatus { role: Role::Target, machines, placements }
     }
 
+    fn unopened(&self) -> Vec<MachineStatus> {
+        unopened::shown(self.registry.store(), &self.site, &self.data)
+    }
+
     fn machine(&self, asked: Option<&Name>) -> Answer<Arc<Protected>> {
         let mut all = self.registry.all();
-        let names: Vec<String> = all.iter().map(|machine| machine.name.to_string()).collect();
+        let unopened = self.unopened();
+        let names = all.iter().map(|machine| &machine.name);
+        let names = names.chain(unopened.iter().map(|machine| &machine.name));
+        let names: Vec<String> = names.map(Name::to_string).collect();
+        let meant = |machine: &&MachineStatus| match asked {
+            Some(asked) => machine.name == *asked,
+            None => names.len() == 1,
+        };
+        let is_opened = |name: &Name| all.iter().any(|machine| machine.name == *name);
+        let harmed = unopened.iter().filter(|machine| !is_opened(&machine.name));
+        if let Some(machine) = harmed.into_iter().find(meant) {
+            let why = machine.reason.as_deref().unwrap_or_default();
+            return Err(Response::failed(format!("{}: {why}", machine.name)));
+        }
         let Some(asked) = asked else {
-            return match all.len() {
+            return match names.len() {
                 0 => {
                     Err(Response::failed("no machine is protected here yet: see `redoubt invite`"))
                 }

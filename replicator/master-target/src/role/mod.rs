@@ -15,6 +15,7 @@ mod operator;
 mod points;
 mod protected;
 mod status;
+mod unopened;
 mod verify;
 
 pub use error::TargetError;
@@ -64,6 +65,7 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
         tracing::error!(%machine, %error, "this machine is left alone until it is mended");
     }
     let audit = AuditLog::new(&options.data);
+    unopened::note(&store, &site, &options.data, &audit);
     let registry = Registry::new(store, options.keep, options.journal_keep, audit.clone());
     operator::finish_removals(&registry, &site, &audit);
     let (told, stop) = oneshot::channel();

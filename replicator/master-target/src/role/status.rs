@@ -32,6 +32,7 @@ pub(super) fn of(machine: &Protected, data: &Path) -> MachineStatus {
         id: machine.id.into(),
         name: machine.name.clone(),
         connected: live.connected.is_some(),
+        reason: None,
         rpo_seconds: rpo.map(|rpo| rpo.as_secs_f64()),
         disks: disks.collect(),
     }

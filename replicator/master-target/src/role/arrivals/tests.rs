@@ -1,8 +1,11 @@
 //! What a machine is told that cannot be served, over a real connection and with a real store.
 
 use super::*;
+use crate::role::control::Control;
 use crate::store::{Store, StoreOptions};
 use redoubt_control::audit::AuditLog;
+use redoubt_control::socket::{Handler, Peer, Responder, SocketError};
+use redoubt_control::{Request, Response};
 use redoubt_engine::uring_directory::{UringOptions, open_directory};
 use redoubt_log::{DiskIndex, DiskSet, RoleEpoch, Sequence};
 use redoubt_protocol::message::{DiskDescription, Hello, PROTOCOL_VERSION, RequestId, RunId};
@@ -171,4 +174,68 @@ async fn an_agent_that_reads_many_points_at_once_is_told_to_wait() {
     let why = refused(2).await;
     assert!(why.contains("no recovery point yet"), "{why}");
     target.stop().await;
+}
+
+#[tokio::test]
+async fn a_machine_whose_store_is_damaged_is_named_with_the_remedy() {
+    let base = tempfile::tempdir().unwrap();
+    let data = base.path().join("data");
+    let target = Target::start(&data);
+    let identity = target.join(&base.path().join("state")).await;
+    let connected = target.connect(&identity).await;
+    while target.registry.get(identity.machine).is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(connected);
+    target.stop().await;
+    let manifest = data.join(format!("machines/{}/manifest", identity.machine));
+    std::fs::remove_file(&manifest).unwrap();
+    std::fs::write(&manifest, "no manifest").unwrap();
+    let target = Target::start(&data);
+    let control = Control {
+        registry: target.registry.clone(),
+        site: target.site.clone(),
+        audit: AuditLog::new(&data),
+        data: data.clone(),
+    };
+    let Response::Status { status } = ask(&control, Request::Status) else { panic!("no status") };
+    let [machine] = &status.machines[..] else { panic!("{status:?}") };
+    assert_eq!((machine.name.as_str(), status.is_harmed()), ("db", true));
+    let reason = machine.reason.clone().unwrap();
+    assert!(reason.starts_with("store-damaged: "), "{reason}");
+    assert!(reason.contains("manifest"), "{reason}");
+    assert!(reason.contains(&format!("redoubt inspect {}", data.display())), "{reason}");
+    for name in [None, Some("db".parse().unwrap())] {
+        let told = ask(&control, Request::Points { machine: name });
+        let Response::Failed { message, .. } = told else { panic!("{told:?}") };
+        assert_eq!(message, format!("db: {reason}"));
+    }
+    // One that no record of the site names, either.
+    target.site.remove_machine(identity.machine).unwrap();
+    let Response::Status { status } = ask(&control, Request::Status) else { panic!("no status") };
+    assert_eq!(status.machines[0].name.as_str(), identity.machine.to_string());
+    target.stop().await;
+}
+
+fn ask(control: &Control, request: Request) -> Response {
+    struct Heard(Option<Response>);
+    impl Responder for Heard {
+        fn send(&mut self, response: &Response) -> Result<(), SocketError> {
+            self.0 = Some(response.clone());
+            Ok(())
+        }
+    }
+    let mut heard = Heard(None);
+    control.handle(Peer { uid: 0, pid: 1 }, request, &mut heard);
+    heard.0.unwrap()
+}
+
+#[test]
+fn an_error_is_repeated_once_a_minute_for_each_machine() {
+    let complaints = Complaints::default();
+    let (one, other) = (MachineId([1; 16]), MachineId([2; 16]));
+    let began = Instant::now();
+    let due = |id, after| complaints.is_due(id, began + Duration::from_secs(after));
+    assert_eq!([due(one, 0), due(one, 59), due(other, 59)], [true, false, true]);
+    assert_eq!([due(one, 60), due(one, 119), due(one, 120)], [true, false, true]);
 }

@@ -1,0 +1,75 @@
+//! What the target keeps is damaged while it is stopped: what that costs, and what `status` says.
+
+use anyhow::{Context, Result, ensure};
+use redoubt_e2e::command::{output, text, wait_until};
+use redoubt_e2e::disk::{LoopDisk, keep_mounts_private, scratch};
+use redoubt_e2e::site::{Plan, Role, Site};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const STREAMING_WITHIN: Duration = Duration::from_secs(300);
+const SHOWN_WITHIN: Duration = Duration::from_secs(60);
+const DISK_BYTES: u64 = 32 << 20;
+
+/// The machine as a role shows it, and the exit status of that.
+fn shown(site: &Site, role: Role) -> Result<(Value, Option<i32>)> {
+    let said = output(site.command(role).args(["status", "--json"]))?;
+    let status: Value = serde_json::from_slice(&said.stdout).with_context(|| text(&said.stderr))?;
+    Ok((status["machines"][0].clone(), said.status.code()))
+}
+
+/// The directory of the only machine.
+fn machine_directory(site: &Site) -> Result<PathBuf> {
+    let mut machines = fs::read_dir(site.data().join("machines"))?;
+    Ok(machines.next().context("no machine")??.path())
+}
+
+fn audited(site: &Site, words: &[&str]) -> Result<()> {
+    wait_until("a line of the audit log", SHOWN_WITHIN, || {
+        let log = site.audited(Role::Target)?;
+        let has_all = |line: &&str| words.iter().all(|word| line.contains(word));
+        Ok(log.lines().find(has_all).map(drop))
+    })
+}
+
+fn start(scratch: &Path, disks: &[(&str, &LoopDisk)]) -> Result<Site> {
+    let disks = disks.iter().map(|(name, disk)| (*name, disk.device.as_path())).collect();
+    let mut site = Site::start(scratch, &Plan { disks, point_interval: "1s" })?;
+    site.wait_for_streaming(STREAMING_WITHIN)?;
+    Ok(site)
+}
+
+#[test]
+fn a_machine_whose_store_does_not_open_is_shown_and_goes_on_once_it_is_mended() -> Result<()> {
+    keep_mounts_private()?;
+    let scratch = scratch()?;
+    let disk = LoopDisk::create(&scratch.path().join("disk.img"), DISK_BYTES)?;
+    let mut site = start(scratch.path(), &[("data", &disk)])?;
+    site.mark("before", true)?;
+    let name = shown(&site, Role::Target)?.0["name"].clone();
+    site.stop_role(Role::Target)?;
+    let manifest = machine_directory(&site)?.join("manifest");
+    let whole = fs::read(&manifest)?;
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    fs::write(&manifest, damaged)?;
+    site.start_role(Role::Target)?;
+    let (machine, status) = shown(&site, Role::Target)?;
+    ensure!(status == Some(3), "{status:?}: {machine:#}");
+    ensure!(machine["name"] == name && machine["disks"] == Value::Array(vec![]), "{machine:#}");
+    let reason = machine["reason"].as_str().context("no reason")?;
+    ensure!(reason.starts_with("store-damaged: ") && reason.contains("manifest"), "{reason}");
+    audited(&site, &["\"state\"", "\"paused\"", "store-damaged: "])?;
+    let points = output(site.command(Role::Target).arg("points"))?;
+    ensure!(points.status.code() == Some(1), "{:?}", points.status);
+    ensure!(text(&points.stderr).contains("store-damaged"), "{}", text(&points.stderr));
+    site.stop_role(Role::Target)?;
+    fs::write(&manifest, whole)?;
+    site.start_role(Role::Target)?;
+    site.wait_for_streaming(STREAMING_WITHIN)?;
+    ensure!(shown(&site, Role::Target)?.1 == Some(0));
+    site.expect_equal_replicas()?;
+    site.end()
+}
