@@ -15,7 +15,9 @@ use redoubt_control::status::{
 };
 use redoubt_control::units::UtcTime;
 use redoubt_control::{ExitStatus, Marked, Response};
-use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, Name, PointId, Sequence};
+use redoubt_log::{
+    DiskIndex, DiskSet, Generation, Incarnation, MachineId, Name, PointId, Sequence,
+};
 use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::{MarkedPoint, PointSummary};
 use std::path::Path;
@@ -219,7 +221,10 @@ impl Control {
     }
 
     fn shown(&self, point: PointSummary) -> PointStatus {
-        let good = |(index, _): &&(DiskIndex, Name)| point.disks.contains(*index);
+        let named = |set: DiskSet| {
+            let named = self.disks.iter().filter(|(index, _)| set.contains(*index));
+            named.map(|(_, name)| name.clone()).collect()
+        };
         PointStatus {
             id: point.point.into(),
             taken_at: UtcTime::from_nanoseconds(point.taken_at.0),
@@ -227,11 +232,12 @@ impl Control {
                 true => PointKind::ApplicationConsistent,
                 false => PointKind::CrashConsistent,
             },
-            disks: self.disks.iter().filter(good).map(|(_, name)| name.clone()).collect(),
+            disks: named(point.disks),
             label: (!point.label.is_empty()).then_some(point.label),
             sequence: point.sequence.0,
             complete: point.complete,
             proven: point.proven,
+            harmed_disks: named(point.harmed),
         }
     }
 

@@ -255,6 +255,7 @@ impl Snapshot {
             losses: shown.tracker.map_or(0, |tracker| tracker.losses),
             misses: disk.misses,
             gaps: (disk.gaps, disk.why.clone()),
+            harm: None,
         };
         MachineSight {
             name: machine.clone(),
@@ -302,6 +303,7 @@ impl Snapshot {
                 replica_path: None,
                 applied_point: None,
                 last_point: None,
+                harm: None,
             }
         };
         self.disks.iter().map(show).collect()

@@ -62,6 +62,7 @@ impl Play {
                     disks: vec!["sda".parse().expect("a name")],
                     complete: true,
                     proven: true,
+                    harmed_disks: vec!["sdb".parse().expect("a name")],
                 }],
             },
             Request::CopyOut { .. } => Response::CopiedOut { point, bytes: 4096 },

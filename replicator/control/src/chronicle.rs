@@ -51,6 +51,8 @@ pub struct DiskSight {
     pub misses: u64,
     /// Gaps of its log in this run, and the reason of the last; 0 where only the agent knows.
     pub gaps: (u64, String),
+    /// What is lost of what is kept of it.
+    pub harm: Option<String>,
 }
 
 /// What was written of a value that must last, and since when another stands.
@@ -123,6 +125,7 @@ struct DiskTold {
     losses: Count,
     misses: Count,
     gaps: Count,
+    harm: Option<String>,
 }
 
 /// What was told of each machine.
@@ -194,6 +197,10 @@ impl DiskTold {
         let (gaps, why) = &disk.gaps;
         if self.gaps.is_news(*gaps, why, now) {
             say("gap", &format!("{gaps} in this run"), Some(why.clone()));
+        }
+        if disk.harm != self.harm {
+            say("harm", if disk.harm.is_some() { "found" } else { "over" }, disk.harm.clone());
+            self.harm.clone_from(&disk.harm);
         }
         if self.state.is_news(&(disk.state, disk.reason.clone()), now) {
             say("state", disk.state.as_str(), disk.reason.clone());

@@ -38,7 +38,8 @@ impl RoleStatus {
         let is_gone = |disk: &DiskStatus| {
             disk.reason.as_deref().is_some_and(|reason| reason.starts_with("replica-missing"))
         };
-        self.machines.iter().any(|it| it.reason.is_some() || it.disks.iter().any(is_gone))
+        let is_harmed = |disk: &DiskStatus| disk.harm.is_some() || is_gone(disk);
+        self.machines.iter().any(|it| it.reason.is_some() || it.disks.iter().any(is_harmed))
     }
 }
 
@@ -113,6 +114,11 @@ pub struct DiskStatus {
     pub applied_point: Option<Uuid>,
     /// The newest recovery point that is good for this disk.
     pub last_point: Option<Uuid>,
+    /// What is lost of what the target keeps of it, whatever goes on: a reason code such as
+    /// `points-lost` with its details behind a colon; null on an agent.
+    #[serde(default)]
+    #[cfg_attr(test, schemars(regex(pattern = "^[a-z][a-z-]*(: .+)?$")))]
+    pub harm: Option<String>,
 }
 
 /// What goes on with a disk.
@@ -207,6 +213,10 @@ pub struct PointStatus {
     pub complete: bool,
     /// No loss, gap or unsettled write touches it.
     pub proven: bool,
+    /// The disks for which it is lost, for what the target keeps is damaged or missing.
+    #[serde(default)]
+    #[cfg_attr(test, schemars(with = "Vec<crate::schemas::NameText>"))]
+    pub harmed_disks: Vec<Name>,
 }
 
 /// What a recovery point promises.

@@ -73,3 +73,68 @@ fn a_machine_whose_store_does_not_open_is_shown_and_goes_on_once_it_is_mended() 
     site.expect_equal_replicas()?;
     site.end()
 }
+
+/// The points as a role lists them.
+fn points(site: &Site, role: Role) -> Result<Vec<Value>> {
+    let said = output(site.command(role).args(["points", "--json"]))?;
+    ensure!(said.status.success(), "{}", text(&said.stderr));
+    Ok(serde_json::from_slice(&said.stdout)?)
+}
+
+/// The retention files, the oldest first.
+fn retention_files(site: &Site) -> Result<Vec<PathBuf>> {
+    let files = fs::read_dir(machine_directory(site)?.join("retention"))?;
+    let mut files: Vec<PathBuf> = files.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
+    files.sort();
+    Ok(files)
+}
+
+#[test]
+fn a_lost_retention_file_costs_the_points_behind_it_and_the_machine_goes_on() -> Result<()> {
+    keep_mounts_private()?;
+    let scratch = scratch()?;
+    let disk = LoopDisk::create(&scratch.path().join("disk.img"), DISK_BYTES)?;
+    let mut site = start(scratch.path(), &[("data", &disk)])?;
+    disk.write_at(&[1; 4096], 0)?;
+    let lost = site.mark("lost", true)?;
+    disk.write_at(&[2; 4096], 0)?;
+    let kept = site.mark("kept", true)?;
+    site.stop_role(Role::Target)?;
+    let file = retention_files(&site)?.pop().context("no retention file")?;
+    fs::remove_file(&file)?;
+    let name = file.file_name().context("no name")?.to_string_lossy().into_owned();
+    site.start_role(Role::Target)?;
+    wait_until("streaming beside the harm", STREAMING_WITHIN, || {
+        let (machine, status) = shown(&site, Role::Target)?;
+        let disk = &machine["disks"][0];
+        let harm = disk["harm"].as_str().unwrap_or_default();
+        ensure!(status == Some(3), "{status:?}: {machine:#}");
+        ensure!(harm.starts_with("points-lost: ") && harm.contains(&name), "{machine:#}");
+        Ok((disk["state"] == "streaming").then_some(()))
+    })?;
+    audited(&site, &["\"harm\"", "\"found\"", "points-lost: ", &name])?;
+    disk.write_at(&[3; 4096], 0)?;
+    let newer = site.mark("newer", true)?;
+    for role in [Role::Target, Role::Agent] {
+        for (id, is_lost) in [(&lost, true), (&kept, false), (&newer, false)] {
+            let points = points(&site, role)?;
+            let point = points.iter().find(|point| point["id"] == id.as_str());
+            let point = point.with_context(|| format!("{id} is not listed"))?;
+            let named = |name: &str| point[name].as_array().is_some_and(|list| !list.is_empty());
+            ensure!(named("harmed_disks") == is_lost && named("disks") != is_lost, "{point:#}");
+            ensure!(point["complete"] != is_lost, "{point:#}");
+        }
+    }
+    let copy = scratch.path().join("copy");
+    for (id, byte) in [(&kept, 2), (&newer, 3)] {
+        site.copy_out("data", id, &copy)?;
+        ensure!(fs::read(&copy)?[..4096] == [byte; 4096], "{id} is not what it was");
+        fs::remove_file(&copy)?;
+    }
+    let refused = site.copy_out("data", &lost, &copy).err().context("a lost point was read")?;
+    ensure!(format!("{refused:#}").contains(&name), "{refused:#}");
+    ensure!(!copy.exists(), "a part of a lost point was left");
+    // What is read of the machine is not touched.
+    ensure!(site.verify(Role::Target)?.equal, "the replica differs");
+    site.end()
+}

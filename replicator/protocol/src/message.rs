@@ -8,7 +8,8 @@
 //! Variants and fields are only ever appended; a change of what stands here raises
 //! [`PROTOCOL_VERSION`]. Version 1: the first. Version 2: a pause tells when it was said, and a
 //! welcome tells of it and of disks whose protection was ended. Version 3: a marked point
-//! tells which protected disks it lacks, and whether it is proven.
+//! tells which protected disks it lacks, and whether it is proven; a point names the disks for
+//! which it is lost.
 
 use crate::pause::PauseWord;
 use crate::verify::{Check, DifferentPiece, VerifyOutcome};
@@ -441,6 +442,8 @@ pub struct PointSummary {
     pub complete: bool,
     /// Whether no loss, gap or unsettled write touches it.
     pub proven: bool,
+    /// The disks for which it is lost, for what the target keeps is damaged or missing.
+    pub harmed: DiskSet,
 }
 
 /// A point that is about to be streamed.

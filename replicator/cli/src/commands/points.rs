@@ -6,13 +6,15 @@ use crate::{output, talk};
 use clap::Args;
 use redoubt_control::status::PointStatus;
 use redoubt_control::{Client, ExitStatus, Request, Response, Role, RuntimeDirectory};
+use redoubt_log::Name;
 
 /// List the recovery points of a machine, oldest first.
 #[derive(Debug, Args)]
 #[command(
     long_about = "List the recovery points of a machine, oldest first.\n\n\
         A point is good for the disks that it names, and complete when those are all of the \
-        machine. It is proven when no loss, gap or unsettled write touches it.",
+        machine. It is proven when no loss, gap or unsettled write touches it. For the disks under \
+        LOST it cannot be read any more: `redoubt status` says why.",
     after_long_help = "Examples:\n  \
         redoubt points --machine web-01\n  \
         redoubt points --json | jq -r '.[-1].id'"
@@ -45,17 +47,23 @@ pub fn run(command: &Points, directory: &RuntimeDirectory) -> anyhow::Result<Exi
 }
 
 fn render(points: &[PointStatus]) -> String {
-    let mut table =
-        Table::new(["ID", "TAKEN AT", "KIND", "SEQUENCE", "DISKS", "COMPLETE", "PROVEN", "LABEL"]);
+    let mut table = Table::new([
+        "ID", "TAKEN AT", "KIND", "SEQUENCE", "DISKS", "LOST", "COMPLETE", "PROVEN", "LABEL",
+    ]);
     let yes = |is: bool| String::from(if is { "yes" } else { "no" });
+    let names = |disks: &[Name]| {
+        let names: Vec<&str> = disks.iter().map(Name::as_str).collect();
+        names.join(",")
+    };
     for point in points {
-        let disks: Vec<&str> = point.disks.iter().map(|disk| disk.as_str()).collect();
+        let lost = Some(names(&point.harmed_disks)).filter(|names| !names.is_empty());
         table.row([
             point.id.to_string(),
             point.taken_at.to_string(),
             point.kind.to_string(),
             point.sequence.to_string(),
-            disks.join(","),
+            names(&point.disks),
+            output::or_dash(lost),
             yes(point.complete),
             yes(point.proven),
             output::or_dash(point.label.as_deref().map(output::harmless)),

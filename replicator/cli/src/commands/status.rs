@@ -170,7 +170,7 @@ fn row(machine: &MachineStatus, disk: Option<&DiskStatus>) -> [String; 13] {
         },
         match &machine.reason {
             Some(reason) => output::harmless(reason),
-            None => of(|disk| output::or_dash(disk.reason.as_deref().map(output::harmless))),
+            None => of(reasons),
         },
         of(|disk| output::bytes(disk.bytes_remaining)),
         of(|disk| output::or_dash(disk.eta_seconds.map(output::seconds))),
@@ -185,6 +185,12 @@ fn row(machine: &MachineStatus, disk: Option<&DiskStatus>) -> [String; 13] {
         }),
         of(|disk| output::or_dash(disk.last_point)),
     ]
+}
+
+/// Why it does not simply stream, and what is lost whatever goes on.
+fn reasons(disk: &DiskStatus) -> String {
+    let told = disk.reason.iter().chain(&disk.harm).map(String::as_str).collect::<Vec<_>>();
+    output::or_dash((!told.is_empty()).then(|| output::harmless(&told.join("; ")).to_string()))
 }
 
 fn tracker(disk: &DiskStatus) -> String {

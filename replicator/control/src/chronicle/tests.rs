@@ -11,6 +11,7 @@ fn disk() -> DiskSight {
         losses: 0,
         misses: 0,
         gaps: (0, String::new()),
+        harm: None,
     }
 }
 
@@ -58,6 +59,10 @@ fn each_change_has_one_entry() {
         (
             of(DiskSight { gaps: (1, "ring-overflow".into()), ..disk() }),
             &["gap db/sda 1 in this run (ring-overflow)"],
+        ),
+        (
+            of(DiskSight { harm: Some("points-lost: x".into()), ..disk() }),
+            &["harm db/sda found (points-lost: x)"],
         ),
         (of(DiskSight { mode: None, ..disk() }), &[]),
         (MachineSight { connected: false, ..machine(disk()) }, &["session db offline"]),

@@ -31,6 +31,7 @@ fn status() -> RoleStatus {
         replica_path: Some("/var/lib/redoubt/target/machines/x/disks/0".into()),
         applied_point: Some(id(3)),
         last_point: Some(id(4)),
+        harm: None,
     };
     RoleStatus {
         role: Role::Target,
@@ -78,6 +79,7 @@ fn status_is_frozen() {
                 "replica_path": "/var/lib/redoubt/target/machines/x/disks/0",
                 "applied_point": "03030303-0303-0303-0303-030303030303",
                 "last_point": "04040404-0404-0404-0404-040404040404",
+                "harm": null,
             }],
         }],
         "placements": [{"machine": "web-02", "disk": "sdb", "device": "/dev/disk/by-id/x"}],
@@ -94,8 +96,8 @@ fn what_is_unknown_is_null_and_not_missing() {
     (disk.replica_path, disk.applied_point, disk.last_point) = (None, None, None);
     let value = serde_json::to_value(&status).unwrap();
     let disk = value["machines"][0]["disks"][0].as_object().unwrap();
-    assert_eq!(disk.len(), 12);
-    assert_eq!(disk.values().filter(|value| value.is_null()).count(), 7);
+    assert_eq!(disk.len(), 13);
+    assert_eq!(disk.values().filter(|value| value.is_null()).count(), 8);
 }
 
 #[test]
@@ -109,6 +111,7 @@ fn points_are_frozen() {
         disks: vec!["sda".parse().unwrap()],
         complete: true,
         proven: false,
+        harmed_disks: Vec::new(),
     };
     let golden = json!({
         "id": "07070707-0707-0707-0707-070707070707",
@@ -119,6 +122,7 @@ fn points_are_frozen() {
         "disks": ["sda"],
         "complete": true,
         "proven": false,
+        "harmed_disks": [],
     });
     assert_eq!(serde_json::to_value(point).unwrap(), golden);
 }

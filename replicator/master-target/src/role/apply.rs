@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// How long it sleeps when nothing was said: old points go even while a machine is silent.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
 
-/// How often points and segments are looked at.
+/// How often points, segments and old retention files are looked at.
 const CLEAN_EVERY: Duration = Duration::from_secs(1);
 
 /// A running thread.
@@ -104,6 +104,7 @@ impl Apply {
         }
         self.cleaned = Instant::now();
         let store = &self.machine.store;
+        store.look_at_history();
         let dropped = store.drop_expired(now(), self.keep);
         let freed = store.free_segments(now(), self.journal_keep);
         if let Err(error) = dropped.and(freed) {

@@ -2,9 +2,9 @@
 //! stream of its own. Reading happens on a thread that may wait for the disk.
 
 use super::protected::{Protected, READS_AT_ONCE};
-use crate::store::{Point, PointChoice, View};
+use crate::store::{Point, PointChoice, View, harmed_disks};
 use bytes::Bytes;
-use redoubt_log::{DiskIndex, PointId, PointKind, Sequence, is_zero};
+use redoubt_log::{DiskIndex, DiskSet, PointId, PointKind, Sequence, is_zero};
 use redoubt_protocol::TargetMessage;
 use redoubt_protocol::message::{
     OpenedPoint, POINT_LABEL_LIMIT, POINTS_PER_MESSAGE, PointSummary, RequestId,
@@ -26,12 +26,14 @@ pub(super) struct PointRequest {
 /// A page of a machine's points behind `after`.
 pub(super) fn list_page(machine: &Protected, request: RequestId, after: Sequence) -> TargetMessage {
     let points = machine.store.points();
+    let lost = machine.store.lost_points();
+    let summary = |point: &Point| summary(point, harmed_disks(point, &lost));
     let mut rest = points.iter().filter(|point| point.sequence > after);
     let page: Vec<_> = rest.by_ref().take(POINTS_PER_MESSAGE).map(summary).collect();
     TargetMessage::Points { request, points: page, more: rest.next().is_some() }
 }
 
-fn summary(point: &Point) -> PointSummary {
+fn summary(point: &Point, harmed: DiskSet) -> PointSummary {
     let mut label = point.label.clone();
     label.truncate(label.floor_char_boundary(POINT_LABEL_LIMIT));
     PointSummary {
@@ -40,9 +42,10 @@ fn summary(point: &Point) -> PointSummary {
         application_consistent: point.kind == PointKind::ApplicationConsistent,
         label,
         sequence: point.sequence,
-        disks: point.disks,
-        complete: point.complete,
+        disks: DiskSet(point.disks.0 & !harmed.0),
+        complete: point.complete && harmed.is_empty(),
         proven: point.proven,
+        harmed,
     }
 }
 

@@ -3,7 +3,8 @@
 
 use super::protected::{Live, Protected};
 use crate::store::{
-    DiskStatus as StoredDisk, JournalState, MachineStatus as Stored, Placement, Point, Protection,
+    DiskStatus as StoredDisk, JournalState, LostPoints, MachineStatus as Stored, Placement, Point,
+    Protection, harmed_disks,
 };
 use redoubt_control::chronicle::{DiskSight, MachineSight};
 use redoubt_control::status::{
@@ -11,7 +12,7 @@ use redoubt_control::status::{
     TrackerMode, TrackerStatus, TrackerVerdict,
 };
 use redoubt_control::units::UtcTime;
-use redoubt_log::Name;
+use redoubt_log::{DiskIndex, DiskSet, Name};
 use redoubt_protocol::message::{self as wire, DiskReport};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,12 +23,12 @@ const SILENT_AFTER: Duration = Duration::from_secs(10);
 /// The machine, with paths below the data directory.
 pub(super) fn of(machine: &Protected, data: &Path) -> MachineStatus {
     let stored = machine.store.status();
-    let points = machine.store.points();
+    let history = History::of(machine);
     let live = machine.live();
     let now = Instant::now();
     let is_protected = stored.disks.iter().any(|disk| disk.protection.is_active());
     let rpo = rpo(&live, now).filter(|_| is_protected);
-    let disks = stored.disks.iter().map(|disk| shown(disk, &stored, &points, &live, data, now));
+    let disks = stored.disks.iter().map(|disk| shown(disk, &stored, &history, &live, data, now));
     MachineStatus {
         id: machine.id.into(),
         name: machine.name.clone(),
@@ -36,6 +37,34 @@ pub(super) fn of(machine: &Protected, data: &Path) -> MachineStatus {
         rpo_seconds: rpo.map(|rpo| rpo.as_secs_f64()),
         disks: disks.collect(),
     }
+}
+
+/// A machine's points, and those of them that are lost.
+#[derive(Default)]
+struct History {
+    points: Vec<Point>,
+    lost: Vec<LostPoints>,
+}
+
+impl History {
+    fn of(machine: &Protected) -> Self {
+        let points = machine.store.points();
+        Self { points, lost: machine.store.lost_points() }
+    }
+
+    /// The newest point that is good for a disk.
+    fn last(&self, disk: DiskIndex) -> Option<&Point> {
+        let has = |point: &&Point| point.disks.contains(disk);
+        let last = self.points.iter().rev().find(has);
+        last.filter(|point| !harmed_disks(point, &self.lost).contains(disk))
+    }
+}
+
+/// What of a disk's history is lost, with a reason code; as long as it is the same, the same words.
+fn harm(disk: &StoredDisk, lost: &[LostPoints]) -> Option<String> {
+    let lost = lost.iter().find(|lost| lost.disk == disk.index)?;
+    let until = UtcTime::from_nanoseconds(lost.taken_at.0);
+    Some(format!("points-lost: those up to {until}: {}", lost.why))
 }
 
 /// A device that waits for its disk.
@@ -62,7 +91,7 @@ fn rpo(live: &Live, now: Instant) -> Option<Duration> {
 fn shown(
     disk: &StoredDisk,
     stored: &Stored,
-    points: &[Point],
+    history: &History,
     live: &Live,
     data: &Path,
     now: Instant,
@@ -71,8 +100,7 @@ fn shown(
     let said = said_of(disk, live);
     let (state, reason) = goes_on(disk, stored, live, now);
     let moves = state != DiskState::Paused;
-    let good = |point: &&Point| point.disks.contains(disk.index);
-    let last = points.iter().rev().find(good);
+    let last = history.last(disk.index);
     let is_there = !live.missing_replicas.contains_key(&disk.index);
     let applied = last.filter(|_| !disk.ahead_of_point && is_there);
     DiskStatus {
@@ -94,12 +122,14 @@ fn shown(
         replica_path: Some(data.join(&disk.replica)),
         applied_point: applied.map(|point| point.id.into()),
         last_point: last.map(|point| point.id.into()),
+        harm: harm(disk, &history.lost),
     }
 }
 
 /// The machine as the audit log follows it.
 pub(super) fn seen(machine: &Protected, now: Instant) -> MachineSight {
     let stored = machine.store.status();
+    let lost = machine.store.lost_points();
     let live = machine.live();
     let see = |disk: &StoredDisk| {
         let (state, reason) = goes_on(disk, &stored, &live, now);
@@ -113,6 +143,7 @@ pub(super) fn seen(machine: &Protected, now: Instant) -> MachineSight {
             misses: tracker.map_or(0, |tracker| tracker.misses),
             // The agent's audit log has them.
             gaps: (0, String::new()),
+            harm: harm(disk, &lost),
         }
     };
     MachineSight {
@@ -205,7 +236,21 @@ fn tracker_of(said: &DiskReport) -> TrackerStatus {
 /// A machine's points, oldest first.
 pub(super) fn points_of(machine: &Protected) -> Vec<PointStatus> {
     let disks = machine.store.status().disks;
-    let show = |point: Point| PointStatus {
+    let History { points, lost } = History::of(machine);
+    let named = |set: DiskSet| {
+        let named = disks.iter().filter(|disk| set.contains(disk.index));
+        named.map(|disk| name_of(&disk.name)).collect()
+    };
+    let show = |point: &Point| shown_point(point, harmed_disks(point, &lost), named);
+    points.iter().map(show).collect()
+}
+
+fn shown_point(
+    point: &Point,
+    harmed: DiskSet,
+    named: impl Fn(DiskSet) -> Vec<Name>,
+) -> PointStatus {
+    PointStatus {
         id: point.id.into(),
         taken_at: UtcTime::from_nanoseconds(point.taken_at.0),
         kind: match point.kind {
@@ -214,22 +259,18 @@ pub(super) fn points_of(machine: &Protected) -> Vec<PointStatus> {
         },
         label: (!point.label.is_empty()).then(|| point.label.clone()),
         sequence: point.sequence.0,
-        disks: disks
-            .iter()
-            .filter(|disk| point.disks.contains(disk.index))
-            .map(|disk| name_of(&disk.name))
-            .collect(),
-        complete: point.complete,
+        disks: named(DiskSet(point.disks.0 & !harmed.0)),
+        complete: point.complete && harmed.is_empty(),
         proven: point.proven,
-    };
-    machine.store.points().into_iter().map(show).collect()
+        harmed_disks: named(harmed),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::protected::Said;
     use super::*;
-    use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, RoleEpoch, Sequence};
+    use redoubt_log::{Generation, Incarnation, MachineId, RoleEpoch, Sequence};
     use redoubt_protocol::PauseWord;
     use redoubt_protocol::message::{Report, TrackerReport};
 
@@ -286,7 +327,7 @@ mod tests {
 
     /// What is shown of the one disk, `after` the beginning.
     fn show(stored: &Stored, live: &Live, now: Instant) -> DiskStatus {
-        shown(&stored.disks[0], stored, &[], live, Path::new("/data"), now)
+        shown(&stored.disks[0], stored, &History::default(), live, Path::new("/data"), now)
     }
 
     #[test]

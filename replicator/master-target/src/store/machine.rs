@@ -5,7 +5,7 @@ use super::apply::{ApplyOutcome, apply_next};
 use super::error::{Result, StoreError};
 use super::journal::{Appended, Journal, JournalState};
 use super::layout::{MachineLayout, parse_sealed_name};
-use super::manifest::{Disk, Manifest, Point, Protection};
+use super::manifest::{Disk, Manifest, Point, Protection, RetentionSpan};
 use super::placement::Placements;
 use super::points;
 use super::recovery::recover;
@@ -16,6 +16,7 @@ use super::view::{PointChoice, View};
 use redoubt_engine::storage::Storage;
 use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, RoleEpoch, Sequence, WallTime};
 use redoubt_protocol::PauseWord;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,10 +138,11 @@ impl StoreMachine {
         }
         // A process that died may have left the manifest replaced, but not durably.
         storage.sync_directory(layout.root())?;
-        clean_retention(&**storage, &layout, &mut manifest)?;
+        let lost = clean_retention(&**storage, &layout, &mut manifest)?;
         let journal = recover(storage, &layout, &manifest, options.segment_bytes, now)?;
         let shared = Shared::new(options, layout, manifest, journal, placements.clone());
         shared.remove_stray_replicas()?;
+        lost.iter().for_each(|span| drop(shared.open_retention(span)));
         Ok(Some(Self { shared: Arc::new(shared) }))
     }
 
@@ -384,12 +386,12 @@ fn expect_no_files(storage: &dyn Storage, layout: &MachineLayout) -> Result<()> 
 
 /// Removes what no manifest speaks of: nothing was written on its account. What the manifest lists
 /// was sealed, and is kept, above all where its apply was cut: the replica may hold new data
-/// already.
+/// already. What it lists and is not there is returned: that costs points, and nothing else.
 fn clean_retention(
     storage: &dyn Storage,
     layout: &MachineLayout,
     manifest: &mut Manifest,
-) -> Result<()> {
+) -> Result<Vec<RetentionSpan>> {
     if !holds(Rule::SealedIsKept) && manifest.applying.take().is_some() {
         let applied = manifest.applied;
         manifest.retention.retain(|span| span.to <= applied);
@@ -405,12 +407,7 @@ fn clean_retention(
         }
     }
     storage.sync_directory(&layout.retention())?;
-    for span in &manifest.retention {
-        let path = layout.sealed(span.from, span.to);
-        let there = names.iter().any(|name| parse_sealed_name(name) == Some((span.from, span.to)));
-        if !there {
-            return Err(StoreError::damaged(&path, 0, "the retention file is missing"));
-        }
-    }
-    Ok(())
+    let there: BTreeSet<_> = names.iter().filter_map(|name| parse_sealed_name(name)).collect();
+    let is_lost = |span: &&RetentionSpan| !there.contains(&(span.from, span.to));
+    Ok(manifest.retention.iter().filter(is_lost).copied().collect())
 }

@@ -131,7 +131,11 @@ impl Shared {
     /// Removes files that no manifest lists any more; what a cut leaves goes at the next start.
     pub(super) fn remove_retention(&self, spans: &[RetentionSpan]) -> Result<()> {
         for span in spans {
-            self.storage.remove(&self.layout.sealed(span.from, span.to))?;
+            match self.storage.remove(&self.layout.sealed(span.from, span.to)) {
+                // It was lost: that was told when it was missed.
+                Err(error) if error.source.kind() == ErrorKind::NotFound => {}
+                removed => removed?,
+            }
         }
         if spans.is_empty() { Ok(()) } else { self.sync(&self.layout.retention()) }
     }

@@ -3,12 +3,12 @@
 //! apply's turn and that of the claimed devices span I/O.
 
 use super::error::Result;
+use super::history::History;
 use super::index::JournalIndex;
 use super::journal::Journal;
 use super::layout::MachineLayout;
 use super::manifest::{Manifest, RetentionSpan};
 use super::placement::Placements;
-use super::retention::RetentionReader;
 use super::root::StoreOptions;
 use redoubt_engine::storage::{BlockFile, Open, Storage, StorageError};
 use redoubt_log::{DiskIndex, MachineId, Sequence};
@@ -46,6 +46,8 @@ pub(super) struct Shared {
     pub(super) devices: Mutex<Devices>,
     /// Devices chosen for disks that are still to be announced.
     pub(super) placements: Arc<Placements>,
+    /// What is known of the retention files; nothing else is locked below it.
+    pub(super) history: Mutex<History>,
     /// One apply at a time.
     pub(super) applying: Mutex<()>,
 }
@@ -66,6 +68,7 @@ impl Shared {
             options,
             journal: Mutex::new(journal),
             published: Mutex::new(Arc::new(manifest.retention.clone())),
+            history: Mutex::new(History::new(&manifest.retention)),
             manifest: Mutex::new(manifest),
             index: Mutex::new(index),
             pins: Mutex::new(BTreeMap::new()),
@@ -88,11 +91,6 @@ impl Shared {
     /// Replaces the manifest on the disk; durable when this returns.
     pub(super) fn save(&self, manifest: &Manifest) -> Result<()> {
         manifest.save(&*self.storage, &self.layout.manifest())
-    }
-
-    /// Opens a sealed retention file.
-    pub(super) fn open_retention(&self, span: &RetentionSpan) -> Result<RetentionReader> {
-        RetentionReader::open(&*self.storage, &self.layout, self.machine, (span.from, span.to))
     }
 }
 

@@ -110,7 +110,8 @@ impl View {
         let mut next = in_replica.map(|(start, length)| ByteRange::new(start, length));
         // Asked after the replica, for the same reason as in `read`.
         for file in self.refresh()?.iter() {
-            let Some(found) = file.next_content(self.disk, offset)? else { continue };
+            let found = self.told(file, file.next_content(self.disk, offset))?;
+            let Some(found) = found else { continue };
             next = Some(match next {
                 Some(known) if known.offset <= found.offset => known,
                 _ => found,
@@ -147,6 +148,12 @@ impl View {
         Ok(files.readers.clone())
     }
 
+    /// What a file gave; damage that a reader meets is remembered.
+    fn told<T>(&self, file: &RetentionReader, given: Result<T>) -> Result<T> {
+        let span = file.span();
+        given.inspect_err(|error| self.shared.note_unread((span.from, span.to), error))
+    }
+
     /// Takes from a file what it has of the missing ranges; returns what is still missing.
     fn fill(
         &self,
@@ -159,9 +166,9 @@ impl View {
         let mut found: Vec<Entry> = Vec::new();
         for range in missing {
             found.clear();
-            file.find(self.disk, range, |entry| found.push(entry))?;
+            self.told(file, file.find(self.disk, range, |entry| found.push(entry)))?;
             let mut from = range.offset;
-            file.load(&found, |entry, content| {
+            let loaded = file.load(&found, |entry, content| {
                 let Some(part) = entry.range().intersection(&range) else { return };
                 if from < part.offset {
                     left.push(ByteRange::between(from, part.offset));
@@ -176,7 +183,8 @@ impl View {
                         wanted.copy_from_slice(&bytes[skip..skip + wanted.len()]);
                     }
                 }
-            })?;
+            });
+            self.told(file, loaded)?;
             if from < range.end() {
                 left.push(ByteRange::between(from, range.end()));
             }

@@ -77,6 +77,7 @@ fn a_full_page_of_points_fits() {
         disks: DiskSet(u64::MAX),
         complete: true,
         proven: true,
+        harmed: DiskSet(u64::MAX),
     };
     let points = vec![point; POINTS_PER_MESSAGE];
     let message = TargetMessage::Points { request: RequestId(u64::MAX), points, more: true };

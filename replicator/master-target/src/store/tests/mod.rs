@@ -8,6 +8,7 @@ mod directory;
 mod endings;
 mod faults;
 mod finish;
+mod history;
 mod hooked;
 mod inspect;
 mod inspect_flips;
