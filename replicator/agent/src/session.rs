@@ -297,6 +297,13 @@ impl Driver {
             }
             TargetMessage::Full { reason } => self.shared.link.full(Some(reason)),
             TargetMessage::Room => self.shared.link.full(None),
+            TargetMessage::Standstill { disks } => {
+                for still in &disks {
+                    let (disk, reason) = (still.index, &still.reason);
+                    tracing::warn!(%disk, %reason, "the target's replica stands still");
+                }
+                self.shared.link.standstill(disks);
+            }
             TargetMessage::Applied { sequence } => {
                 self.shared.applied.store(sequence.0, Ordering::Release);
             }

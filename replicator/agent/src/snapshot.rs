@@ -6,7 +6,7 @@ use redoubt_control::status as shown;
 use redoubt_log::{DiskIndex, Name, Sequence};
 use redoubt_protocol::message as wire;
 use redoubt_tracker::{CaptureMode, DiskProgress};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -86,6 +86,8 @@ pub(crate) struct LinkState {
     pub connected: bool,
     /// Why the target takes nothing, if it does not.
     pub hindrance: Option<String>,
+    /// Disks whose replicas the target does not bring forward, and why.
+    pub standstill: BTreeMap<DiskIndex, String>,
     /// Whether the target has let this machine go.
     pub removed: bool,
     /// Sessions that stood in this run.
@@ -106,7 +108,8 @@ impl SharedLink {
     pub fn started(&self, full: Option<String>) {
         let mut link = self.lock();
         let sessions = link.sessions + 1;
-        *link = LinkState { connected: true, hindrance: full, removed: false, sessions };
+        let connected = true;
+        *link = LinkState { connected, hindrance: full, sessions, ..LinkState::default() };
     }
 
     /// The connection has ended.
@@ -123,6 +126,12 @@ impl SharedLink {
     /// The target has let this machine go; whether that is news.
     pub fn removed(&self) -> bool {
         !std::mem::replace(&mut self.lock().removed, true)
+    }
+
+    /// Of these disks, and of no others, the target does not bring the replicas forward.
+    pub fn standstill(&self, disks: Vec<wire::DiskStandstill>) {
+        let disks = disks.into_iter().map(|disk| (disk.index, disk.reason));
+        self.lock().standstill = disks.collect();
     }
 
     /// The target has no room, or has it again.
@@ -209,6 +218,25 @@ impl Snapshot {
         }
     }
 
+    /// The same with what the target has told of its replica. It is not reported back: there it is
+    /// known, and known sooner.
+    fn told_state_of(
+        &self,
+        disk: &DiskSnapshot,
+        link: &LinkState,
+        now: Instant,
+    ) -> (wire::DiskState, Option<String>) {
+        let (state, reason) = self.state_of(disk, link, now);
+        let still = link.standstill.get(&disk.index).filter(|_| state != wire::DiskState::Paused);
+        match still {
+            Some(why) if why.starts_with(shown::REPLICA_MISSING) => {
+                (wire::DiskState::Paused, Some(why.clone()))
+            }
+            Some(why) => (state, Some(why.clone())),
+            None => (state, reason),
+        }
+    }
+
     /// The report to the target.
     pub fn report(&self, acknowledged: Sequence, link: &LinkState, now: Instant) -> wire::Report {
         let milliseconds = self.rpo(now).as_millis();
@@ -273,7 +301,7 @@ impl Snapshot {
         now: Instant,
     ) -> Vec<shown::DiskStatus> {
         let show = |disk: &DiskSnapshot| {
-            let (state, reason) = self.state_of(disk, link, now);
+            let (state, reason) = self.told_state_of(disk, link, now);
             let report = self.report_of(disk, link, now);
             shown::DiskStatus {
                 name: disk.name.clone(),
@@ -381,7 +409,7 @@ mod tests {
     }
 
     fn link() -> LinkState {
-        LinkState { connected: true, hindrance: None, removed: false, sessions: 1 }
+        LinkState { connected: true, sessions: 1, ..LinkState::default() }
     }
 
     #[test]
@@ -432,6 +460,26 @@ mod tests {
         assert_eq!(unsettled.verdict(), shown::TrackerVerdict::Suspect);
         let unordered = DiskSnapshot { order_proven: false, ..disk(CaptureMode::Metadata) };
         assert_eq!(unordered.verdict(), shown::TrackerVerdict::Unverified);
+    }
+
+    #[test]
+    fn a_disk_whose_replica_stands_still_says_so_and_reports_what_the_agent_knows() {
+        let taken = Instant::now();
+        let snapshot = snapshot(taken, vec![disk(CaptureMode::Data)]);
+        for (why, state) in [
+            ("replica-missing: x", shown::DiskState::Paused),
+            ("apply-waits: x", shown::DiskState::Streaming),
+        ] {
+            let standstill = BTreeMap::from([(DiskIndex(0), why.to_owned())]);
+            let mut link = LinkState { standstill, ..link() };
+            let status = snapshot.shown(&link, None, taken).remove(0);
+            assert_eq!((status.state, status.reason.as_deref()), (state, Some(why)));
+            let report = snapshot.report(Sequence(1), &link, taken).disks.remove(0);
+            assert_eq!((report.state, report.reason.as_str()), (wire::DiskState::Streaming, ""));
+            link.connected = false;
+            let status = snapshot.shown(&link, None, taken).remove(0);
+            assert_eq!(status.reason.as_deref(), Some("target-unreachable"));
+        }
     }
 
     #[test]

@@ -32,11 +32,14 @@ pub struct RoleStatus {
     pub placements: Vec<PlacementStatus>,
 }
 
+/// The reason code of a disk whose replica is gone, at either side.
+pub const REPLICA_MISSING: &str = "replica-missing";
+
 impl RoleStatus {
     /// Whether something that the target keeps is damaged or missing.
     pub fn is_harmed(&self) -> bool {
         let is_gone = |disk: &DiskStatus| {
-            disk.reason.as_deref().is_some_and(|reason| reason.starts_with("replica-missing"))
+            disk.reason.as_deref().is_some_and(|reason| reason.starts_with(REPLICA_MISSING))
         };
         let is_harmed = |disk: &DiskStatus| disk.harm.is_some() || is_gone(disk);
         self.machines.iter().any(|it| it.reason.is_some() || it.disks.iter().any(is_harmed))

@@ -138,3 +138,53 @@ fn a_lost_retention_file_costs_the_points_behind_it_and_the_machine_goes_on() ->
     ensure!(site.verify(Role::Target)?.equal, "the replica differs");
     site.end()
 }
+
+#[test]
+fn a_replica_file_that_is_gone_is_named_at_both_sides_and_the_other_disk_waits() -> Result<()> {
+    keep_mounts_private()?;
+    let scratch = scratch()?;
+    let one = LoopDisk::create(&scratch.path().join("one.img"), DISK_BYTES)?;
+    let two = LoopDisk::create(&scratch.path().join("two.img"), DISK_BYTES)?;
+    let mut site = start(scratch.path(), &[("one", &one), ("two", &two)])?;
+    site.mark("before", true)?;
+    let replicas = site.status()?;
+    let replica = replicas.iter().find(|disk| disk.name == "two").context("no disk two")?;
+    let replica = replica.replica_path.clone().context("no replica")?;
+    site.stop_role(Role::Target)?;
+    let aside = replica.with_extension("aside");
+    fs::rename(&replica, &aside)?;
+    site.start_role(Role::Target)?;
+    one.write_at(&[7; 4096], 0)?;
+    for role in [Role::Target, Role::Agent] {
+        wait_until("both disks' reasons", SHOWN_WITHIN, || {
+            let (machine, status) = shown(&site, role)?;
+            let told = |at: usize, name: &str| machine["disks"][at][name].as_str().unwrap_or("-");
+            let gone = told(1, "state") == "paused"
+                && told(1, "reason").starts_with("replica-missing: ")
+                && told(1, "reason").contains("disk two is not there");
+            let waits = told(0, "state") == "streaming"
+                && told(0, "reason").starts_with("apply-waits: ")
+                && told(0, "reason").contains("disk two is not there");
+            Ok((gone && waits && status == Some(3)).then_some(()))
+        })?;
+        ensure!(!replica.exists(), "something was made in its place");
+    }
+    // What is written is acknowledged all the same.
+    site.mark("it waits", false)?;
+    audited(&site, &["/two", "\"paused\"", "replica-missing: "])?;
+    site.stop_role(Role::Target)?;
+    fs::rename(&aside, &replica)?;
+    site.start_role(Role::Target)?;
+    for role in [Role::Target, Role::Agent] {
+        wait_until("nothing to tell", STREAMING_WITHIN, || {
+            let (machine, status) = shown(&site, role)?;
+            let is_well = |at: usize| {
+                let disk = &machine["disks"][at];
+                disk["state"] == "streaming" && disk["reason"].is_null()
+            };
+            Ok((is_well(0) && is_well(1) && status == Some(0)).then_some(()))
+        })?;
+    }
+    site.expect_equal_replicas()?;
+    site.end()
+}

@@ -9,7 +9,7 @@
 //! [`PROTOCOL_VERSION`]. Version 1: the first. Version 2: a pause tells when it was said, and a
 //! welcome tells of it and of disks whose protection was ended. Version 3: a marked point
 //! tells which protected disks it lacks, and whether it is proven; a point names the disks for
-//! which it is lost.
+//! which it is lost, and the target those whose replicas stand still.
 
 use crate::pause::PauseWord;
 use crate::verify::{Check, DifferentPiece, VerifyOutcome};
@@ -188,6 +188,22 @@ pub enum TargetMessage {
         /// Which.
         disks: DiskSet,
     },
+    /// Disks whose replicas are not brought forward, though frames are taken; all others are. Said
+    /// when that changes, and behind a welcome where there are any.
+    Standstill {
+        /// Which, and why: each once.
+        disks: Vec<DiskStandstill>,
+    },
+}
+
+/// A disk whose replica is not brought forward.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStandstill {
+    /// Which.
+    pub index: DiskIndex,
+    /// A reason code with its details behind a colon, as the target shows it; at most
+    /// [`TEXT_LIMIT`] bytes.
+    pub reason: String,
 }
 
 /// Pairs an answer with its question; counted by the side that asks, per connection.

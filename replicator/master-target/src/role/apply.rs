@@ -4,8 +4,11 @@
 use super::error::TargetError;
 use super::machine::MachineEvent;
 use super::protected::{Protected, now};
-use crate::store::ApplyOutcome;
+use super::status;
+use crate::store::{ApplyOutcome, DiskStatus};
 use crossbeam::sync::{Parker, Unparker};
+use redoubt_protocol::TargetMessage;
+use redoubt_protocol::message::{DiskStandstill, bounded_text};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -52,6 +55,7 @@ impl Apply {
     fn run(mut self, parker: &Parker, stopping: &AtomicBool) {
         while !stopping.load(Ordering::Acquire) {
             let busy = self.step();
+            self.tell_standstill();
             self.clean();
             if !busy {
                 parker.park_timeout(IDLE_WAIT);
@@ -84,6 +88,29 @@ impl Apply {
                 false
             }
         }
+    }
+
+    /// Tells the agent which replicas stand still, where that has changed.
+    fn tell_standstill(&self) {
+        if !self.machine.live().stands_still() {
+            return;
+        }
+        let stored = self.machine.store.status().disks;
+        let mut live = self.machine.live();
+        let still = |disk: &DiskStatus| {
+            let reason = bounded_text(&status::standstill(disk.index, &live)?).to_owned();
+            Some(DiskStandstill { index: disk.index, reason })
+        };
+        let active = stored.iter().filter(|disk| disk.protection.is_active());
+        let disks: Vec<DiskStandstill> = active.filter_map(still).collect();
+        if live.standstill == disks {
+            return;
+        }
+        live.standstill.clone_from(&disks);
+        drop(live);
+        // The task ends only with the process.
+        let say = MachineEvent::Say(TargetMessage::Standstill { disks });
+        let _ = self.machine.events.blocking_send(say);
     }
 
     /// What was missing may be there again, though nothing waits for it.

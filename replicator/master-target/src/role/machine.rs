@@ -231,6 +231,10 @@ impl MachineTask {
             // the welcome said it too.
             self.say(TargetMessage::Unprotect { disks });
         }
+        let disks = self.machine.live().standstill.clone();
+        if online && !disks.is_empty() {
+            self.say(TargetMessage::Standstill { disks });
+        }
         tracing::info!(machine = %self.machine.name, online, "session");
         let mut live = self.machine.live();
         live.connected = online.then(Instant::now);

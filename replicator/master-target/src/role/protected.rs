@@ -13,7 +13,7 @@ use redoubt_control::audit::AuditLog;
 use redoubt_control::chronicle::Chronicler;
 use redoubt_log::{DiskIndex, DiskSet, MachineId, Name, WallTime};
 use redoubt_protocol::PauseWord;
-use redoubt_protocol::message::{MarkedPoint, Report, RequestId};
+use redoubt_protocol::message::{DiskStandstill, MarkedPoint, Report, RequestId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,10 +50,20 @@ pub(super) struct Live {
     pub apply_error: Option<String>,
     /// Disks whose replica files are gone or too short, and what is wrong with each.
     pub missing_replicas: BTreeMap<DiskIndex, String>,
+    /// Disks whose replicas stand still, as the agent is told it.
+    pub standstill: Vec<DiskStandstill>,
     /// Whether the operator has paused the machine, as the agent said last.
     pub told_pause: Option<PauseWord>,
     pub marks: HashMap<RequestId, MarkReply>,
     pub verifies: HashMap<RequestId, verify::Listener>,
+}
+
+impl Live {
+    /// Whether any replica stands still, or the agent was told so last.
+    pub fn stands_still(&self) -> bool {
+        let is_told = !self.standstill.is_empty();
+        is_told || !self.missing_replicas.is_empty() || self.apply_error.is_some()
+    }
 }
 
 /// What the agent said last, and when.

@@ -9,7 +9,7 @@ use crate::store::{
 use redoubt_control::chronicle::{DiskSight, MachineSight};
 use redoubt_control::status::{
     DiskState, DiskStatus, MachineStatus, PlacementStatus, PointKind, PointStatus, PositionStatus,
-    TrackerMode, TrackerStatus, TrackerVerdict,
+    REPLICA_MISSING, TrackerMode, TrackerStatus, TrackerVerdict,
 };
 use redoubt_control::units::UtcTime;
 use redoubt_log::{DiskIndex, DiskSet, Name};
@@ -173,11 +173,27 @@ fn goes_on(
             (DiskState::Paused, Some(reason.to_owned()))
         }
         JournalState::Failed(why) => (DiskState::Paused, Some(format!("journal-failed: {why}"))),
-        JournalState::Ready | JournalState::Full => match live.missing_replicas.get(&disk.index) {
-            Some(what) => (DiskState::Paused, Some(format!("replica-missing: {what}"))),
-            None => state_of(said_of(disk, live), live, now),
-        },
+        JournalState::Ready | JournalState::Full => {
+            let still = standstill(disk.index, live);
+            let is_missing = live.missing_replicas.contains_key(&disk.index);
+            let (state, reason) = state_of(said_of(disk, live), live, now);
+            match state {
+                _ if is_missing => (DiskState::Paused, still),
+                DiskState::Paused => (state, reason.or(still)),
+                _ => (state, still.or(reason)),
+            }
+        }
     }
+}
+
+/// Why the replica of a disk is not brought forward, with a reason code. There is one log of all
+/// disks and one position up to which it is applied: where one disk cannot follow, none does.
+pub(super) fn standstill(disk: DiskIndex, live: &Live) -> Option<String> {
+    let missing = &live.missing_replicas;
+    let own = missing.get(&disk).map(|what| format!("{REPLICA_MISSING}: {what}"));
+    let of_another = || missing.values().next().map(|what| format!("apply-waits: {what}"));
+    let failed = || live.apply_error.as_ref().map(|error| format!("apply-failed: {error}"));
+    own.or_else(of_another).or_else(failed)
 }
 
 /// What the agent says while the disk goes on, and else what it said last; but nothing is left only
@@ -210,9 +226,7 @@ fn state_of(said: Option<&DiskReport>, live: &Live, now: Instant) -> (DiskState,
         wire::DiskState::Verifying => DiskState::Verifying,
         wire::DiskState::Paused => DiskState::Paused,
     };
-    let reason = (!said.reason.is_empty()).then(|| said.reason.clone());
-    let apply = live.apply_error.as_ref().map(|error| format!("apply-failed: {error}"));
-    (state, reason.or(apply))
+    (state, (!said.reason.is_empty()).then(|| said.reason.clone()))
 }
 
 fn tracker_of(said: &DiskReport) -> TrackerStatus {
@@ -273,6 +287,7 @@ mod tests {
     use redoubt_log::{Generation, Incarnation, MachineId, RoleEpoch, Sequence};
     use redoubt_protocol::PauseWord;
     use redoubt_protocol::message::{Report, TrackerReport};
+    use std::collections::BTreeMap;
 
     const SIZE: u64 = 1 << 30;
 
@@ -366,6 +381,12 @@ mod tests {
         assert_eq!(disk.state, DiskState::Paused);
         assert_eq!(disk.reason.as_deref(), Some("replica-missing: disks/0: is not there"));
         assert_eq!(disk.applied_point, None);
+        // The others tell for which disk they wait.
+        live.missing_replicas =
+            BTreeMap::from([(DiskIndex(1), "disks/1: is not there".to_owned())]);
+        let disk = show(&stored(true), &live, now);
+        assert_eq!(disk.state, DiskState::Streaming);
+        assert_eq!(disk.reason.as_deref(), Some("apply-waits: disks/1: is not there"));
         // What else stops the apply is a reason with a code.
         live.missing_replicas.clear();
         let reason = show(&stored(true), &live, now).reason;

@@ -86,6 +86,14 @@ fn a_full_page_of_points_fits() {
 }
 
 #[test]
+fn a_standstill_of_every_disk_fits() {
+    let disk = |index| DiskStandstill { index: DiskIndex(index), reason: "x".repeat(TEXT_LIMIT) };
+    let message = TargetMessage::Standstill { disks: (0..DiskIndex::LIMIT).map(disk).collect() };
+    let bytes = encode(&message).unwrap();
+    assert_eq!(decode::<TargetMessage>(&bytes[LENGTH_BYTES..]).unwrap(), message);
+}
+
+#[test]
 fn too_long_is_refused_by_its_length_alone() {
     let limit = u32::try_from(MESSAGE_LIMIT).unwrap();
     assert_eq!(body_length(limit.to_le_bytes()).unwrap(), MESSAGE_LIMIT);
