@@ -123,7 +123,7 @@ impl Control {
     }
 
     fn unopened(&self) -> Vec<MachineStatus> {
-        unopened::shown(self.registry.store(), &self.site, &self.data)
+        unopened::shown(&self.registry, &self.site, &self.data)
     }
 
     fn machine(&self, asked: Option<&Name>) -> Answer<Arc<Protected>> {

@@ -65,7 +65,6 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
         tracing::error!(%machine, %error, "this machine is left alone until it is mended");
     }
     let audit = AuditLog::new(&options.data);
-    unopened::note(&store, &site, &options.data, &audit);
     let registry = Registry::new(store, options.keep, options.journal_keep, audit.clone());
     operator::finish_removals(&registry, &site, &audit);
     let (told, stop) = oneshot::channel();
@@ -87,6 +86,7 @@ pub fn run(options: TargetOptions, listening: impl FnOnce(SocketAddr)) -> Result
                 Err(error) => tracing::error!(machine = %id, %error, "this machine cannot connect"),
             }
         }
+        unopened::note(&registry, &site, &options.data, &audit);
         let control = Control {
             registry: registry.clone(),
             site: site.clone(),

@@ -48,6 +48,15 @@ impl Target {
         connect(identity, &self.address).await.unwrap().into_parts()
     }
 
+    fn control(&self, data: &Path) -> Control {
+        Control {
+            registry: self.registry.clone(),
+            site: self.site.clone(),
+            audit: AuditLog::new(data),
+            data: data.to_owned(),
+        }
+    }
+
     async fn stop(self) {
         drop(self.stop);
         self.serving.await.unwrap();
@@ -192,12 +201,7 @@ async fn a_machine_whose_store_is_damaged_is_named_with_the_remedy() {
     std::fs::remove_file(&manifest).unwrap();
     std::fs::write(&manifest, "no manifest").unwrap();
     let target = Target::start(&data);
-    let control = Control {
-        registry: target.registry.clone(),
-        site: target.site.clone(),
-        audit: AuditLog::new(&data),
-        data: data.clone(),
-    };
+    let control = target.control(&data);
     let Response::Status { status } = ask(&control, Request::Status) else { panic!("no status") };
     let [machine] = &status.machines[..] else { panic!("{status:?}") };
     assert_eq!((machine.name.as_str(), status.is_harmed()), ("db", true));
@@ -214,6 +218,34 @@ async fn a_machine_whose_store_is_damaged_is_named_with_the_remedy() {
     target.site.remove_machine(identity.machine).unwrap();
     let Response::Status { status } = ask(&control, Request::Status) else { panic!("no status") };
     assert_eq!(status.machines[0].name.as_str(), identity.machine.to_string());
+    target.stop().await;
+}
+
+#[tokio::test]
+async fn a_machine_whose_record_is_damaged_is_named_as_well() {
+    let base = tempfile::tempdir().unwrap();
+    let data = base.path().join("data");
+    let target = Target::start(&data);
+    let identity = target.join(&base.path().join("state")).await;
+    target.registry.protect(identity.machine, &"db".parse().unwrap()).unwrap();
+    let control = target.control(&data);
+    let Response::Status { status } = ask(&control, Request::Status) else { panic!("no status") };
+    assert_eq!((status.machines.len(), status.is_harmed()), (1, false));
+    target.stop().await;
+    let record = data.join(format!("site/machines/{}", identity.machine));
+    let mut bytes = std::fs::read(&record).unwrap();
+    bytes[8] ^= 1;
+    std::fs::write(&record, bytes).unwrap();
+    // As a start does, which takes in only whom the site knows.
+    let target = Target::start(&data);
+    assert!(target.site.machine(identity.machine).is_err());
+    let control = target.control(&data);
+    let Response::Status { status } = ask(&control, Request::Status) else { panic!("no status") };
+    let [machine] = &status.machines[..] else { panic!("{status:?}") };
+    assert_eq!((machine.name.as_str(), status.is_harmed()), ("db", true));
+    let reason = machine.reason.as_deref().unwrap();
+    assert!(reason.starts_with("record-damaged: "), "{reason}");
+    assert!(reason.contains(&identity.machine.to_string()), "{reason}");
     target.stop().await;
 }
 
