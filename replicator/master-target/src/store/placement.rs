@@ -12,8 +12,9 @@
 
 use super::checked_text::Kind;
 use super::error::{Result, StoreError};
+use super::journal::Journal;
 use super::machine::StoreMachine;
-use super::manifest::Disk;
+use super::manifest::{Disk, Manifest};
 use super::shared::{Shared, lock};
 use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Storage, WriteRequest};
 use redoubt_log::{DiskIndex, MachineId};
@@ -204,17 +205,19 @@ impl StoreMachine {
     /// returns.
     pub fn place(&self, disk: DiskIndex, path: &Path) -> Result<()> {
         let shared = &self.shared;
-        // Held throughout: no record of the disk comes in between.
-        let journal = lock(&shared.journal);
-        let mut manifest = lock(&shared.manifest);
-        let known = manifest.disk(disk).filter(|known| known.protection.is_active());
-        let known = known.ok_or(StoreError::UnknownDisk(disk))?;
-        if known.has_data || journal.written.contains(disk) {
-            return Err(StoreError::HasData { disk: known.name.clone() });
-        }
-        let (name, size) = (known.name.clone(), known.size);
+        let (name, size) = {
+            let journal = lock(&shared.journal);
+            let manifest = lock(&shared.manifest);
+            let known = without_data(&journal, &manifest, disk)?;
+            (known.name.clone(), known.size)
+        };
+        // A device may be slow to open and to write: the machine's frames do not wait for it.
         let place = Place { machine: shared.machine, disk, name: &name, size };
         let (placed, file) = place.take(&*shared.storage, path)?;
+        // Held from the second look on: no record of the disk comes in between.
+        let journal = lock(&shared.journal);
+        let mut manifest = lock(&shared.manifest);
+        without_data(&journal, &manifest, disk)?;
         let mut next = manifest.clone();
         for known in next.disks.iter_mut().filter(|known| known.index == disk) {
             known.device = Some(placed.clone());
@@ -275,6 +278,20 @@ impl StoreMachine {
         let mut placed = disks.iter().filter(|disk| disk.is_kept() && disk.device.is_some());
         placed.try_for_each(|disk| self.shared.replica(disk.index, Open::ReadWrite).map(drop))
     }
+}
+
+/// The disk, where it is protected and nothing of it was sent yet.
+fn without_data<'a>(
+    journal: &Journal,
+    manifest: &'a Manifest,
+    disk: DiskIndex,
+) -> Result<&'a Disk> {
+    let known = manifest.disk(disk).filter(|known| known.protection.is_active());
+    let known = known.ok_or(StoreError::UnknownDisk(disk))?;
+    if known.has_data || journal.written.contains(disk) {
+        return Err(StoreError::HasData { disk: known.name.clone() });
+    }
+    Ok(known)
 }
 
 /// A device chosen for a disk that is not known yet.

@@ -1,12 +1,13 @@
 //! Replicas on block devices: chosen before or after the disk is known, proven at every start, and
 //! never written where the proof fails.
 
-use super::agent::{BLOCK, MACHINE, block_of, consistent, write};
+use super::agent::{BLOCK, MACHINE, block_of, consistent, entry_of, write};
+use super::hooked::hooked;
 use super::world::{BLOCKS, DISKS, World, admit, all_disks, disk_specs, judge, options};
 use crate::store::{PlaceAt, PointChoice, Store, StoreError, StoreMachine};
 use redoubt_engine::lying::{Fault, Kind, LyingStorage};
 use redoubt_engine::storage::{Open, ReadRequest, Storage};
-use redoubt_log::{DiskIndex, MachineId, WallTime};
+use redoubt_log::{DiskIndex, MachineId, Sequence, WallTime};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -89,6 +90,27 @@ fn a_placed_disk_is_applied_viewed_and_found_again() {
         world.machine().place(DiskIndex(9), Path::new(DEVICE)),
         Err(StoreError::UnknownDisk(_))
     ));
+}
+
+#[test]
+fn a_disk_whose_data_comes_while_its_device_is_claimed_is_not_placed() {
+    let mut world = World::new(1);
+    plug_in(&world.disk, ROOMY, Some("wwid:1"));
+    world.send_records(vec![write(0, 0, 1)]);
+    let mut entry = entry_of(&world.agent.log[0].bytes);
+    let machine = world.machine();
+    // The journal takes what comes: it does not wait for the device.
+    let mut arrives = move || {
+        if machine.status().durable == Sequence(0) {
+            assert_eq!(machine.append(&mut [entry.as_mut_slice()]).entries, 1);
+            machine.commit().unwrap();
+        }
+    };
+    let placed = hooked(move || arrives(), || world.machine().place(DISK, Path::new(DEVICE)));
+    assert!(matches!(placed, Err(StoreError::HasData { .. })), "{placed:?}");
+    assert_ne!(world.machine().status().disks[0].replica, Path::new(DEVICE));
+    // Nobody holds it any more.
+    world.disk.open(Path::new(DEVICE), Open::Claim).unwrap();
 }
 
 #[test]
