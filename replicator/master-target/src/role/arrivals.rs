@@ -101,7 +101,7 @@ impl Greeting {
     async fn greet(self, arriving: Arriving) {
         let remote = arriving.remote_address();
         match arriving.finish().await {
-            Ok(Arrival::Machine(id, connection)) => match self.machine(id) {
+            Ok(Arrival::Machine(id, connection)) => match self.machine(id).await {
                 Ok((machine, key)) => self.take_in(&machine, key, connection).await,
                 Err(error) => {
                     if self.complaints.is_due(id, Instant::now()) {
@@ -121,14 +121,20 @@ impl Greeting {
     }
 
     /// A machine of this site, and the key of its frames: its store is made at its first
-    /// connection, so that no crash can come between.
-    fn machine(&self, id: MachineId) -> Result<(Arc<Protected>, FrameKey), TargetError> {
-        let unopened = || TargetError::Unopened { machine: id };
-        let enrolled = self.site.machine(id)?.ok_or_else(unopened)?;
-        self.registry.protect(id, &enrolled.name)?;
+    /// connection, so that no crash can come between. Disks and locks are waited for on a thread
+    /// of its own.
+    async fn machine(&self, id: MachineId) -> Result<(Arc<Protected>, FrameKey), TargetError> {
+        let (site, registry) = (self.site.clone(), self.registry.clone());
+        let unopened = move || TargetError::Unopened { machine: id };
+        let find = move || {
+            let enrolled = site.machine(id)?.ok_or_else(unopened)?;
+            registry.protect(id, &enrolled.name)?;
+            let machine = registry.get(id).ok_or_else(unopened)?;
+            Ok((machine, enrolled.frame_key))
+        };
+        let found = tokio::task::spawn_blocking(find).await;
         start_tasks(&self.registry, self.terms);
-        let machine = self.registry.get(id).ok_or_else(unopened)?;
-        Ok((machine, enrolled.frame_key))
+        found.unwrap_or(Err(TargetError::Failed { what: "a greeting" }))
     }
 
     async fn take_in(&self, machine: &Protected, key: FrameKey, connection: Connection) {

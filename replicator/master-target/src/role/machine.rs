@@ -1,20 +1,21 @@
 //! The task that owns one machine's session: it drives the session's state machine and passes on
-//! what does not concern it. It never touches a disk; the journal's thread does.
+//! what does not concern it. It never touches a disk, nor a lock that is held over one: all
+//! machines' tasks share a thread.
 
 use super::arrivals::Terms;
 use super::connection::Link;
 use super::journal::{Fence, Job};
-use super::points::{PointRequest, list_page, send_point};
+use super::points::{PointRequest, send_page, send_point};
 use super::protected::{MachineEnds, Protected, Said};
 use super::{checks, verify};
 use crate::store::{Admitted, DiskSpec, HelloAnswer, StoreError};
 use crossbeam::channel::Sender;
 use redoubt_engine::buffer::AlignedBuffer;
 use redoubt_log::Sequence;
-use redoubt_protocol::message::{Hello, KnownDisk, Refusal, RefusalCode, RunId, Welcome};
+use redoubt_protocol::message::{Hello, KnownDisk, Refusal, RefusalCode, Welcome};
 use redoubt_protocol::target_session::{Admission, Continuity};
 use redoubt_protocol::{
-    AgentMessage, ConnectionId, TargetAction, TargetEvent, TargetMessage, TargetPast, TargetSession,
+    AgentMessage, ConnectionId, TargetAction, TargetEvent, TargetMessage, TargetSession,
 };
 use redoubt_transport::DEFAULT_WINDOW_FRAMES;
 use std::collections::HashMap;
@@ -57,16 +58,8 @@ pub(super) struct MachineTask {
 impl MachineTask {
     /// A machine as the store left it, with nobody connected.
     pub fn new(ends: MachineEnds, terms: Terms) -> Self {
-        let MachineEnds { machine, events, journal } = ends;
-        let status = machine.store.status();
-        let admitted = machine.store.admitted();
-        let past = TargetPast {
-            generation: admitted.map(|_| status.generation),
-            incarnation: admitted.map(|admitted| admitted.incarnation),
-            run: admitted.map(|admitted| RunId(admitted.run)),
-            role_epoch: status.role_epoch,
-        };
-        let session = TargetSession::new(machine.id, past, status.durable);
+        let MachineEnds { machine, past: (past, durable), events, journal } = ends;
+        let session = TargetSession::new(machine.id, past, durable);
         Self { machine, events, journal, terms, session, links: HashMap::new() }
     }
 
@@ -182,7 +175,8 @@ impl MachineTask {
             }
             AgentMessage::ListPoints { request, after } => {
                 if let Some(link) = self.session.streaming().and_then(|id| self.links.get(&id)) {
-                    link.say(list_page(&self.machine, request, after));
+                    let (machine, say) = (self.machine.clone(), link.speaker());
+                    tokio::spawn(send_page(machine, request, after, say));
                 }
             }
             AgentMessage::ReadPoint { request, disk, point } => {

@@ -23,8 +23,26 @@ pub(super) struct PointRequest {
     pub point: Option<PointId>,
 }
 
+/// Sends a page of a machine's points behind `after`. The list is locked while it is written down:
+/// nobody else waits for that.
+pub(super) async fn send_page(
+    machine: Arc<Protected>,
+    request: RequestId,
+    after: Sequence,
+    say: mpsc::UnboundedSender<TargetMessage>,
+) {
+    let Ok(_turn) = machine.lists.clone().try_acquire_owned() else {
+        tracing::warn!(machine = %machine.name, "its agent asks for too many lists at once");
+        return;
+    };
+    let page = tokio::task::spawn_blocking(move || list_page(&machine, request, after)).await;
+    // A connection that is lost says so where it is heard; a page that is not made is asked for
+    // again.
+    page.into_iter().for_each(|page| drop(say.send(page)));
+}
+
 /// A page of a machine's points behind `after`.
-pub(super) fn list_page(machine: &Protected, request: RequestId, after: Sequence) -> TargetMessage {
+fn list_page(machine: &Protected, request: RequestId, after: Sequence) -> TargetMessage {
     let points = machine.store.points();
     let lost = machine.store.lost_points();
     let summary = |point: &Point| summary(point, harmed_disks(point, &lost));

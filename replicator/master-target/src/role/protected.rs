@@ -5,15 +5,15 @@ use super::error::TargetError;
 use super::journal::{self, Job};
 use super::machine::MachineEvent;
 use super::{apply, checks, status, verify};
-use crate::store::{Store, StoreMachine};
+use crate::store::{MachineStatus, Store, StoreMachine};
 use crossbeam::channel::Sender;
 use crossbeam::sync::Unparker;
 use redoubt_control::Response;
 use redoubt_control::audit::AuditLog;
 use redoubt_control::chronicle::Chronicler;
-use redoubt_log::{DiskIndex, DiskSet, MachineId, Name, WallTime};
-use redoubt_protocol::PauseWord;
-use redoubt_protocol::message::{DiskStandstill, MarkedPoint, Report, RequestId};
+use redoubt_log::{DiskIndex, DiskSet, MachineId, Name, Sequence, WallTime};
+use redoubt_protocol::message::{DiskStandstill, MarkedPoint, Report, RequestId, RunId};
+use redoubt_protocol::{PauseWord, TargetPast};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +28,9 @@ const EVENTS_WAITING: usize = 48;
 
 /// Points that an agent may have read at once: each holds a thread, of which there are not many.
 pub(super) const READS_AT_ONCE: usize = 4;
+
+/// Pages of its points that an agent may ask for at once: as many as questions may wait there.
+const LISTS_AT_ONCE: usize = 16;
 
 /// The wall clock, as the log counts it.
 pub(super) fn now() -> WallTime {
@@ -83,6 +86,8 @@ pub(super) struct Protected {
     pub checks: checks::Turns,
     /// Points that may still be read for its agent at once.
     pub reads: Arc<Semaphore>,
+    /// Pages of the list of points that may still be made for it at once.
+    pub lists: Arc<Semaphore>,
     /// What its agent has said of a pause, for the journal's thread.
     pub pause_word: journal::NewestWord,
     pub audit: AuditLog,
@@ -123,8 +128,21 @@ impl Protected {
 /// The ends that a machine's session task holds.
 pub(super) struct MachineEnds {
     pub machine: Arc<Protected>,
+    /// As the store left it, and the last durable record.
+    pub past: (TargetPast, Sequence),
     pub events: mpsc::Receiver<MachineEvent>,
     pub journal: Sender<Job>,
+}
+
+/// What the store remembers of a machine's sessions.
+fn past_of(store: &StoreMachine, status: &MachineStatus) -> TargetPast {
+    let admitted = store.admitted();
+    TargetPast {
+        generation: admitted.map(|_| status.generation),
+        incarnation: admitted.map(|admitted| admitted.incarnation),
+        run: admitted.map(|admitted| RunId(admitted.run)),
+        role_epoch: status.role_epoch,
+    }
 }
 
 struct Threads {
@@ -163,6 +181,8 @@ pub(super) struct Registry {
     started: Arc<Mutex<Vec<MachineEnds>>>,
     /// Machines that were removed: one that was on its way in does not come back.
     removed: Arc<Mutex<BTreeSet<MachineId>>>,
+    /// Held while a machine is taken in, or shut out.
+    admission: Arc<Mutex<()>>,
     audit: AuditLog,
     requests: Arc<AtomicU64>,
 }
@@ -177,13 +197,16 @@ impl Registry {
             entries: Arc::default(),
             started: Arc::default(),
             removed: Arc::default(),
+            admission: Arc::default(),
             audit,
             requests: Arc::default(),
         }
     }
 
-    /// Takes a machine in and starts its threads; one that is in already is left as it is.
+    /// Takes a machine in and starts its threads; one that is in already is left as it is. Waits
+    /// for disks.
     pub fn protect(&self, id: MachineId, name: &Name) -> Result<(), TargetError> {
+        let _admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
         let is_removed =
             || self.removed.lock().unwrap_or_else(PoisonError::into_inner).contains(&id);
         if is_removed()
@@ -198,6 +221,7 @@ impl Registry {
         };
         let (events, received) = mpsc::channel(EVENTS_WAITING);
         let status = store.status();
+        let past = (past_of(&store, &status), status.durable);
         let machine = Arc::new(Protected {
             id,
             name: name.clone(),
@@ -207,6 +231,7 @@ impl Registry {
             applied: AtomicU64::new(status.applied.0),
             checks: checks::Turns::default(),
             reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
+            lists: Arc::new(Semaphore::new(LISTS_AT_ONCE)),
             pause_word: journal::NewestWord::default(),
             audit: self.audit.clone(),
             ended: AtomicU64::default(),
@@ -222,6 +247,7 @@ impl Registry {
         let journal = journal::start(machine.clone(), apply.unparker.clone())?;
         let ends = MachineEnds {
             machine: machine.clone(),
+            past,
             events: received,
             journal: journal.jobs.clone(),
         };
@@ -281,8 +307,9 @@ impl Registry {
         let _ = tokio::task::spawn_blocking(note).await;
     }
 
-    /// Takes a machine in no more.
+    /// Takes a machine in no more; one that was on its way in is in when this returns.
     pub fn shut_out(&self, id: MachineId) {
+        let _admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
         self.removed.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
     }
 

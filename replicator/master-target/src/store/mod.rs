@@ -35,7 +35,7 @@ mod view;
 mod window;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use apply::ApplyOutcome;
 pub use copy_out::copy_out;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::role::control::Control;
+use crate::store::tests::held::hold_locks;
 use crate::store::{Store, StoreOptions};
 use redoubt_control::audit::AuditLog;
 use redoubt_control::socket::{Handler, Peer, Responder, SocketError};
@@ -149,17 +150,71 @@ async fn a_disk_that_ends_between_hello_and_welcome_is_told_behind_the_welcome()
     target.stop().await;
 }
 
-#[tokio::test]
-async fn an_agent_that_reads_many_points_at_once_is_told_to_wait() {
-    let base = tempfile::tempdir().unwrap();
-    let target = Target::start(&base.path().join("data"));
-    let identity = target.join(&base.path().join("state")).await;
-    let mut parts = target.connect(&identity).await;
+/// A session that stands.
+async fn begin(
+    target: &Target,
+    identity: &AgentIdentity,
+) -> (Parts<AgentMessage, TargetMessage>, Arc<Protected>) {
+    let mut parts = target.connect(identity).await;
     parts.sender.send(&hello(identity.machine)).await.unwrap();
     parts.receiver.receive().await.unwrap();
     parts.sender.send(&AgentMessage::Confirmed).await.unwrap();
     let welcome = parts.receiver.receive().await.unwrap();
     assert!(matches!(welcome, TargetMessage::Welcome(_)), "{welcome:?}");
+    (parts, target.registry.get(identity.machine).unwrap())
+}
+
+/// All machines share the thread of the network: where a disk is slow, it waits for nothing.
+#[tokio::test]
+async fn a_store_that_is_slow_to_write_keeps_nobody_else_waiting() {
+    let base = tempfile::tempdir().unwrap();
+    let target = Target::start(&base.path().join("data"));
+    let identity = target.join(&base.path().join("state")).await;
+    let (mut parts, machine) = begin(&target, &identity).await;
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (held, is_held) = oneshot::channel();
+    let slow = machine.clone();
+    let holder = std::thread::spawn(move || {
+        let _held = hold_locks(&slow.store);
+        held.send(()).unwrap();
+        // The bound is for a thread of the network that waits, and could release nothing.
+        released.recv_timeout(Duration::from_secs(20)).is_ok()
+    });
+    is_held.await.unwrap();
+    let ask = AgentMessage::ListPoints { request: RequestId(1), after: Sequence(0) };
+    parts.sender.send(&ask).await.unwrap();
+    let token = target.site.invite(&target.address, Some("web".parse().unwrap()), HOUR).unwrap();
+    let other = enrol(&base.path().join("other"), &token, "web").await.unwrap();
+    let mut greeted = target.connect(&other).await;
+    greeted.sender.send(&hello(other.machine)).await.unwrap();
+    // What comes behind the question is served: a read, which is refused without the store.
+    let busy = u32::try_from(machine.reads.available_permits()).unwrap();
+    let _busy = machine.reads.clone().try_acquire_many_owned(busy).unwrap();
+    let ask = AgentMessage::ReadPoint { request: RequestId(2), disk: DiskIndex(0), point: None };
+    parts.sender.send(&ask).await.unwrap();
+    let said = parts.receiver.receive().await.unwrap();
+    assert!(
+        matches!(&said, TargetMessage::PointOpened { request, .. } if *request == RequestId(2)),
+        "{said:?}"
+    );
+    // A holder that has given up says so below.
+    let _ = release.send(());
+    assert!(holder.join().unwrap(), "the thread of the network waited for a disk");
+    let said = parts.receiver.receive().await.unwrap();
+    assert!(
+        matches!(&said, TargetMessage::Points { request, .. } if *request == RequestId(1)),
+        "{said:?}"
+    );
+    assert_eq!(greeted.receiver.receive().await.unwrap(), TargetMessage::Confirm);
+    target.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_reads_many_points_at_once_is_told_to_wait() {
+    let base = tempfile::tempdir().unwrap();
+    let target = Target::start(&base.path().join("data"));
+    let identity = target.join(&base.path().join("state")).await;
+    let (mut parts, _) = begin(&target, &identity).await;
     let reads = target.registry.get(identity.machine).unwrap().reads.clone();
     let ask = |number| {
         let (request, disk) = (RequestId(number), DiskIndex(0));

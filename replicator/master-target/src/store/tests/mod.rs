@@ -8,6 +8,7 @@ mod directory;
 mod endings;
 mod faults;
 mod finish;
+pub(crate) mod held;
 mod history;
 mod hooked;
 mod inspect;
