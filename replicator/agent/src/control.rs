@@ -11,7 +11,7 @@ use redoubt_control::audit::AuditLog;
 use redoubt_control::request::{PointSelector, Request};
 use redoubt_control::socket::{Handler, Peer, Responder};
 use redoubt_control::status::{
-    MachineStatus, PointKind, PointStatus, PositionStatus, Role, RoleStatus,
+    MachineStatus, PointKind, PointState, PointStatus, PositionStatus, Role, RoleStatus,
 };
 use redoubt_control::units::UtcTime;
 use redoubt_control::{ExitStatus, Marked, Response};
@@ -147,7 +147,8 @@ impl Control {
             name: self.name.clone(),
             connected: link.connected,
             reason: None,
-            rpo_seconds: (link.sessions > 0).then(|| snapshot.rpo(now).as_secs_f64()),
+            rpo_seconds: (link.sessions > 0 && !link.removed)
+                .then(|| snapshot.rpo(now).as_secs_f64()),
             disks: snapshot.shown(&link, position, now),
         };
         RoleStatus { role: Role::Agent, machines: vec![machine], placements: vec![] }
@@ -238,6 +239,7 @@ impl Control {
             complete: point.complete,
             proven: point.proven,
             harmed_disks: named(point.harmed),
+            state: if point.waits { PointState::Waiting } else { PointState::Applied },
         }
     }
 

@@ -1,7 +1,7 @@
 //! The built command as a script sees it: exit statuses, what is on standard output, and a role
 //! played by the test.
 
-use redoubt_control::status::{PointKind, PointStatus, RoleStatus};
+use redoubt_control::status::{PointKind, PointState, PointStatus, RoleStatus};
 use redoubt_control::{
     DifferentRange, ExitStatus, Handler, Marked, Peer, PointSelector, Request, Responder, Response,
     Role, RuntimeDirectory, Server, UtcTime, VerifyReport,
@@ -63,6 +63,7 @@ impl Play {
                     complete: true,
                     proven: true,
                     harmed_disks: vec!["sdb".parse().expect("a name")],
+                    state: PointState::Applied,
                 }],
             },
             Request::CopyOut { .. } => Response::CopiedOut { point, bytes: 4096 },

@@ -77,8 +77,8 @@ pub struct MachineStatus {
     #[cfg_attr(test, schemars(regex(pattern = "^[a-z][a-z-]*(: .+)?$")))]
     pub reason: Option<String>,
     /// Seconds: the age of the newest acknowledged position (the agent's monotonic clock) and the
-    /// time since the target last heard from the agent; null until the first acknowledgement. That
-    /// of an idle machine does not grow.
+    /// time since the target last heard from the agent; null until the first acknowledgement, and
+    /// where nothing of it is protected any more. That of an idle machine does not grow.
     #[cfg_attr(test, schemars(range(min = 0.0)))]
     pub rpo_seconds: Option<f64>,
     /// Its disks, in the order of their index.
@@ -102,12 +102,14 @@ pub struct DiskStatus {
     pub bytes_remaining: u64,
     /// Seconds that this will take at the present rate; null while no rate is known.
     pub eta_seconds: Option<u64>,
-    /// What the machine writes to the disk, in bytes a second over the last seconds.
+    /// What the machine writes to the disk, in bytes a second over the last seconds; 0 where nobody
+    /// tells.
     pub churn_bytes_per_second: u64,
-    /// What the agent sends for the disk, in bytes a second over the last seconds.
+    /// What the agent sends for the disk, in bytes a second over the last seconds; 0 where nobody
+    /// tells.
     pub sent_bytes_per_second: u64,
-    /// How the disk is tracked; null on a target that has not heard from the agent since it
-    /// started.
+    /// How the disk is tracked; null on a target that does not hear from the agent, and of a disk
+    /// that is protected no more.
     pub tracker: Option<TrackerStatus>,
     /// Where the log stands; null before the first session.
     pub position: Option<PositionStatus>,
@@ -214,12 +216,25 @@ pub struct PointStatus {
     pub disks: Vec<Name>,
     /// Whether those are all disks of the machine.
     pub complete: bool,
-    /// No loss, gap or unsettled write touches it.
+    /// No loss, gap or unsettled write touches it, and it is applied.
     pub proven: bool,
     /// The disks for which it is lost, for what the target keeps is damaged or missing.
     #[serde(default)]
     #[cfg_attr(test, schemars(with = "Vec<crate::schemas::NameText>"))]
     pub harmed_disks: Vec<Name>,
+    /// Whether a disk can be had as it was at it.
+    pub state: PointState,
+}
+
+/// Whether a disk can be had as it was at a recovery point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum PointState {
+    /// It is safe in the target's journal, and waits for the replica disks to come to it.
+    Waiting,
+    /// It can.
+    Applied,
 }
 
 /// What a recovery point promises.
@@ -311,6 +326,7 @@ shown_as!(TrackerVerdict {
     Suspect => "suspect",
     Unverified => "unverified",
 });
+shown_as!(PointState { Waiting => "waiting", Applied => "applied" });
 shown_as!(PointKind {
     CrashConsistent => "crash-consistent",
     ApplicationConsistent => "application-consistent",

@@ -108,11 +108,12 @@ fn disk(value: &Value) -> Result<DiskStatus> {
     })
 }
 
-/// The list of points, oldest first.
+/// The list of points that are applied, oldest first.
 pub fn points(list: &str) -> Result<Vec<Point>> {
     let list: Value = serde_json::from_str(list).context("points is no JSON")?;
     let list = list.get("points").unwrap_or(&list);
-    list.as_array().context("no list of points")?.iter().map(point).collect()
+    let list = list.as_array().context("no list of points")?.iter();
+    list.filter(|value| value["state"] != "waiting").map(point).collect()
 }
 
 fn point(value: &Value) -> Result<Point> {

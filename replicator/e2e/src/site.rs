@@ -320,7 +320,7 @@ impl Site {
         Ok(id)
     }
 
-    /// The recovery points, oldest first.
+    /// The recovery points that can be gone back to, oldest first: the applied ones.
     pub fn points(&self) -> Result<Vec<Point>> {
         report::points(&finish(self.command(Role::Target).args(["points", "--json"]))?)
     }

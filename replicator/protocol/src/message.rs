@@ -9,7 +9,8 @@
 //! [`PROTOCOL_VERSION`]. Version 1: the first. Version 2: a pause tells when it was said, and a
 //! welcome tells of it and of disks whose protection was ended. Version 3: a marked point
 //! tells which protected disks it lacks, and whether it is proven; a point names the disks for
-//! which it is lost, and the target those whose replicas stand still.
+//! which it is lost, and the target those whose replicas stand still; a list of points has those
+//! that wait to be applied.
 
 use crate::pause::PauseWord;
 use crate::verify::{Check, DifferentPiece, VerifyOutcome};
@@ -460,6 +461,8 @@ pub struct PointSummary {
     pub proven: bool,
     /// The disks for which it is lost, for what the target keeps is damaged or missing.
     pub harmed: DiskSet,
+    /// Whether it is durable at the target, and the replica disks have not come to it yet.
+    pub waits: bool,
 }
 
 /// A point that is about to be streamed.

@@ -14,7 +14,9 @@ use redoubt_log::Name;
     long_about = "List the recovery points of a machine, oldest first.\n\n\
         A point is good for the disks that it names, and complete when those are all of the \
         machine. It is proven when no loss, gap or unsettled write touches it. For the disks under \
-        LOST it cannot be read any more: `redoubt status` says why.",
+         LOST it cannot be read any more: `redoubt status` says why.\n\n\
+         A waiting one is safe in the target's journal, and can be copied out once the replica \
+         disks have come to it: until then it is not shown as proven.",
     after_long_help = "Examples:\n  \
         redoubt points --machine web-01\n  \
         redoubt points --json | jq -r '.[-1].id'"
@@ -48,7 +50,8 @@ pub fn run(command: &Points, directory: &RuntimeDirectory) -> anyhow::Result<Exi
 
 fn render(points: &[PointStatus]) -> String {
     let mut table = Table::new([
-        "ID", "TAKEN AT", "KIND", "SEQUENCE", "DISKS", "LOST", "COMPLETE", "PROVEN", "LABEL",
+        "ID", "TAKEN AT", "KIND", "SEQUENCE", "DISKS", "LOST", "COMPLETE", "PROVEN", "STATE",
+        "LABEL",
     ]);
     let yes = |is: bool| String::from(if is { "yes" } else { "no" });
     let names = |disks: &[Name]| {
@@ -66,6 +69,7 @@ fn render(points: &[PointStatus]) -> String {
             output::or_dash(lost),
             yes(point.complete),
             yes(point.proven),
+            point.state.to_string(),
             output::or_dash(point.label.as_deref().map(output::harmless)),
         ]);
     }

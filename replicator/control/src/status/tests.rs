@@ -112,6 +112,7 @@ fn points_are_frozen() {
         complete: true,
         proven: false,
         harmed_disks: Vec::new(),
+        state: PointState::Waiting,
     };
     let golden = json!({
         "id": "07070707-0707-0707-0707-070707070707",
@@ -123,6 +124,7 @@ fn points_are_frozen() {
         "complete": true,
         "proven": false,
         "harmed_disks": [],
+        "state": "waiting",
     });
     assert_eq!(serde_json::to_value(point).unwrap(), golden);
 }
@@ -142,6 +144,9 @@ fn words_are_the_same_in_tables_and_json() {
     }
     for kind in [PointKind::CrashConsistent, PointKind::ApplicationConsistent] {
         assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+    }
+    for state in [PointState::Waiting, PointState::Applied] {
+        assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
     }
     for role in [Role::Agent, Role::Target] {
         assert_eq!(serde_json::to_value(role).unwrap(), role.as_str());

@@ -3,7 +3,7 @@
 use super::machine::MachineEvent;
 use super::operator::{Ending, check_named};
 use super::protected::{Protected, Registry};
-use super::{status, unopened, verify};
+use super::{points, status, unopened, verify};
 use crate::store::{PointChoice, copy_out};
 use redoubt_control::audit::AuditLog;
 use redoubt_control::request::{PointSelector, Request};
@@ -251,7 +251,7 @@ fn copy(
         PointSelector::Latest => PointChoice::Latest,
         PointSelector::Id(id) => PointChoice::Id(PointId::from(id)),
     };
-    let view = machine.store.view(found.index, choice).map_err(Response::failed)?;
+    let view = points::open(machine, found.index, choice).map_err(Response::failed)?;
     if to.exists() && !to.is_file() {
         let to = to.display();
         return Err(Response::failed(format!("{to}: not a regular file: give the path of a file")));

@@ -2,19 +2,27 @@
 //! stream of its own. Reading happens on a thread that may wait for the disk.
 
 use super::protected::{Protected, READS_AT_ONCE};
-use crate::store::{Point, PointChoice, View, harmed_disks};
+use crate::store::{ListedPoint, LostPoints, PointChoice, StoreError, View, harmed_disks};
 use bytes::Bytes;
 use redoubt_log::{DiskIndex, DiskSet, PointId, PointKind, Sequence, is_zero};
 use redoubt_protocol::TargetMessage;
 use redoubt_protocol::message::{
-    OpenedPoint, POINT_LABEL_LIMIT, POINTS_PER_MESSAGE, PointSummary, RequestId,
+    OpenedPoint, POINT_LABEL_LIMIT, POINTS_PER_MESSAGE, PointSummary, RequestId, bounded_text,
 };
 use redoubt_transport::{ConnectionHandle, POINT_CHUNK_LIMIT, TransportError};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Chunks that may wait for the line: each is at most 1 MiB.
 const CHUNKS_WAITING: usize = 2;
+
+/// How long a reader waits for its point to be applied: an interval's worth, and less than who
+/// asked waits for a word.
+const APPLY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What an agent wants to read.
 pub(super) struct PointRequest {
@@ -43,15 +51,15 @@ pub(super) async fn send_page(
 
 /// A page of a machine's points behind `after`.
 fn list_page(machine: &Protected, request: RequestId, after: Sequence) -> TargetMessage {
-    let points = machine.store.points();
+    let points = machine.store.listed_points();
     let lost = machine.store.lost_points();
-    let summary = |point: &Point| summary(point, harmed_disks(point, &lost));
-    let mut rest = points.iter().filter(|point| point.sequence > after);
+    let summary = |listed: &ListedPoint| summary(listed, harmed_disks(&listed.point, &lost));
+    let mut rest = points.iter().filter(|listed| listed.point.sequence > after);
     let page: Vec<_> = rest.by_ref().take(POINTS_PER_MESSAGE).map(summary).collect();
     TargetMessage::Points { request, points: page, more: rest.next().is_some() }
 }
 
-fn summary(point: &Point, harmed: DiskSet) -> PointSummary {
+fn summary(ListedPoint { point, waits }: &ListedPoint, harmed: DiskSet) -> PointSummary {
     let mut label = point.label.clone();
     label.truncate(label.floor_char_boundary(POINT_LABEL_LIMIT));
     PointSummary {
@@ -62,8 +70,32 @@ fn summary(point: &Point, harmed: DiskSet) -> PointSummary {
         sequence: point.sequence,
         disks: DiskSet(point.disks.0 & !harmed.0),
         complete: point.complete && harmed.is_empty(),
-        proven: point.proven,
+        proven: point.proven && !waits,
         harmed,
+        waits: *waits,
+    }
+}
+
+/// Opens a disk at a point. One that waits to be applied is waited for, as long as nothing hinders
+/// that, but not for ever.
+pub(super) fn open(
+    machine: &Protected,
+    disk: DiskIndex,
+    choice: PointChoice,
+) -> Result<View, String> {
+    let deadline = Instant::now() + APPLY_PATIENCE;
+    loop {
+        let error = match machine.store.view(disk, choice) {
+            Err(error @ StoreError::PointWaits(_)) => error,
+            other => return other.map_err(|error| error.to_string()),
+        };
+        if let Some(why) = &machine.live().apply_error {
+            return Err(format!("{error} (apply-failed: {why})"));
+        }
+        if Instant::now() >= deadline {
+            return Err(error.to_string());
+        }
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 
@@ -81,11 +113,11 @@ pub(super) async fn send_point(
         return;
     };
     let choice = asked.point.map_or(PointChoice::Latest, PointChoice::Id);
-    let open = move || machine.store.view(asked.disk, choice);
+    let open = move || open(&machine, asked.disk, choice);
     let view = match tokio::task::spawn_blocking(open).await {
         Ok(Ok(view)) => view,
-        Ok(Err(error)) => {
-            let result = Err(error.to_string());
+        Ok(Err(why)) => {
+            let result = Err(bounded_text(&why).to_owned());
             drop(say.send(TargetMessage::PointOpened { request, result }));
             return;
         }
@@ -133,3 +165,6 @@ fn read(view: &View, chunks: &mpsc::Sender<(u64, Bytes)>) -> crate::store::Resul
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

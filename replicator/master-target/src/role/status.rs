@@ -3,13 +3,13 @@
 
 use super::protected::{Live, Protected};
 use crate::store::{
-    DiskStatus as StoredDisk, JournalState, LostPoints, MachineStatus as Stored, Placement, Point,
-    Protection, harmed_disks,
+    DiskStatus as StoredDisk, JournalState, ListedPoint, LostPoints, MachineStatus as Stored,
+    Placement, Point, Protection, harmed_disks,
 };
 use redoubt_control::chronicle::{DiskSight, MachineSight};
 use redoubt_control::status::{
-    DiskState, DiskStatus, MachineStatus, PlacementStatus, PointKind, PointStatus, PositionStatus,
-    REPLICA_MISSING, TrackerMode, TrackerStatus, TrackerVerdict,
+    DiskState, DiskStatus, MachineStatus, PlacementStatus, PointKind, PointState, PointStatus,
+    PositionStatus, REPLICA_MISSING, TrackerMode, TrackerStatus, TrackerVerdict,
 };
 use redoubt_control::units::UtcTime;
 use redoubt_log::{DiskIndex, DiskSet, Name};
@@ -250,17 +250,18 @@ fn tracker_of(said: &DiskReport) -> TrackerStatus {
 /// A machine's points, oldest first.
 pub(super) fn points_of(machine: &Protected) -> Vec<PointStatus> {
     let disks = machine.store.status().disks;
-    let History { points, lost } = History::of(machine);
+    let lost = machine.store.lost_points();
     let named = |set: DiskSet| {
         let named = disks.iter().filter(|disk| set.contains(disk.index));
         named.map(|disk| name_of(&disk.name)).collect()
     };
-    let show = |point: &Point| shown_point(point, harmed_disks(point, &lost), named);
-    points.iter().map(show).collect()
+    let show =
+        |listed: &ListedPoint| shown_point(listed, harmed_disks(&listed.point, &lost), named);
+    machine.store.listed_points().iter().map(show).collect()
 }
 
 fn shown_point(
-    point: &Point,
+    ListedPoint { point, waits }: &ListedPoint,
     harmed: DiskSet,
     named: impl Fn(DiskSet) -> Vec<Name>,
 ) -> PointStatus {
@@ -275,8 +276,9 @@ fn shown_point(
         sequence: point.sequence.0,
         disks: named(DiskSet(point.disks.0 & !harmed.0)),
         complete: point.complete && harmed.is_empty(),
-        proven: point.proven,
+        proven: point.proven && !waits,
         harmed_disks: named(harmed),
+        state: if *waits { PointState::Waiting } else { PointState::Applied },
     }
 }
 

@@ -249,28 +249,17 @@ impl Interval {
         next.points.extend(point.clone());
         shared.save(&next)?;
         shared.publish(next.retention.clone());
-        lock(&shared.index).move_floor(next.journal, now);
+        let mut index = lock(&shared.index);
+        index.move_floor(next.journal, now);
+        index.points_applied(next.applied);
+        drop(index);
         *manifest = next;
         Ok(point)
     }
 
     /// The recovery point at the end, where a marker stands there and a disk is consistent.
     fn point(&self, manifest: &Manifest) -> Option<Point> {
-        let Some(Record::Marker { point, kind, at, label, disks, proven }) = &self.marker else {
-            return None;
-        };
-        let good = disks.0 & self.consistency.disks().0 & !manifest.deleted_disks().0;
-        let good = DiskSet(good);
-        let mut active = manifest.disks.iter().filter(|disk| disk.protection.is_active());
-        (!good.is_empty()).then(|| Point {
-            id: *point,
-            taken_at: *at,
-            kind: *kind,
-            label: label.clone(),
-            sequence: self.to,
-            disks: good,
-            complete: active.all(|disk| good.contains(disk.index)),
-            proven: *proven,
-        })
+        let point = self.consistency.point(self.marker.as_ref()?, self.to)?;
+        manifest.judged(point)
     }
 }

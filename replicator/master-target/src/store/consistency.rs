@@ -2,7 +2,7 @@
 //! It knows no disk. A generation's first frame finds no disk consistent, whatever the one before
 //! said.
 
-use super::manifest::Manifest;
+use super::manifest::{Manifest, Point};
 use redoubt_log::frame::{FrameHeader, PlacedRecord};
 use redoubt_log::{DiskIndex, DiskSet, Generation, Record, Sequence};
 use std::collections::BTreeMap;
@@ -42,6 +42,25 @@ impl Consistency {
                 _ => {}
             }
         }
+    }
+
+    /// The recovery point that a marker makes here, where any disk is whole. Of the disks that the
+    /// machine has it knows nothing: [`Manifest::judged`] does.
+    pub(super) fn point(&self, marker: &Record, sequence: Sequence) -> Option<Point> {
+        let Record::Marker { point, kind, at, label, disks, proven } = marker else {
+            return None;
+        };
+        let disks = DiskSet(disks.0 & self.disks().0);
+        (!disks.is_empty()).then(|| Point {
+            id: *point,
+            taken_at: *at,
+            kind: *kind,
+            label: label.clone(),
+            sequence,
+            disks,
+            complete: false,
+            proven: *proven,
+        })
     }
 
     /// The generation that the log is in.

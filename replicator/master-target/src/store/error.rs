@@ -95,6 +95,12 @@ pub enum StoreError {
     /// No such point.
     #[error("point {0}: not kept, or not applied yet; `redoubt points` lists those that are")]
     UnknownPoint(PointId),
+    /// The point is durable in the journal.
+    #[error(
+        "point {0}: is safe in the journal, and waits for the replica disks to come to it: \
+         `redoubt status` says what hinders that, and `redoubt points` when it is applied"
+    )]
+    PointWaits(PointId),
     /// The disk has no point yet.
     #[error("disk {0}: has no recovery point yet; `redoubt status` tells what it waits for")]
     NoPoint(DiskIndex),

@@ -1,13 +1,17 @@
 //! The journal's index in memory: which sequences stand where. Small whatever the journal's size:
 //! one mark a MiB. It states only what is durable, and is never locked during I/O.
 
-use super::manifest::JournalFloor;
+use super::manifest::{JournalFloor, Point};
 use redoubt_log::segment::Chain;
 use redoubt_log::{Sequence, WallTime};
 use std::collections::VecDeque;
 
 /// Bytes between two marks: what a reader walks at most to find its place.
 const MARK_DISTANCE: u64 = 1 << 20;
+
+/// Points that are remembered while they wait to be applied: a day of one every five seconds, and
+/// a few MiB. Of more the oldest are not listed until they are applied.
+const WAITING_POINTS_LIMIT: usize = 17_280;
 
 /// A place from which a segment can be read.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +75,8 @@ pub(super) struct JournalIndex {
     pub(super) spent: Vec<(u64, WallTime)>,
     /// The newest durable marker.
     pub(super) last_marker: Sequence,
+    /// Durable points that the replica disks have not come to, oldest first.
+    waiting_points: VecDeque<Point>,
     /// There is no room for the frames that come next: what is here must go as soon as it can.
     pub(super) full: bool,
 }
@@ -91,6 +97,26 @@ impl JournalIndex {
     /// Bytes of entries after a position, to within the distance of two marks.
     pub(super) fn bytes_after(&self, after: Sequence) -> u64 {
         self.segments.iter().map(|segment| segment.bytes_from(after)).sum()
+    }
+
+    /// A durable point waits to be applied.
+    pub(super) fn point_waits(&mut self, point: Point) {
+        if self.waiting_points.len() >= WAITING_POINTS_LIMIT {
+            self.waiting_points.pop_front();
+        }
+        self.waiting_points.push_back(point);
+    }
+
+    /// The replica disks have come to `applied`: points up to there wait no more.
+    pub(super) fn points_applied(&mut self, applied: Sequence) {
+        while self.waiting_points.front().is_some_and(|point| point.sequence <= applied) {
+            self.waiting_points.pop_front();
+        }
+    }
+
+    /// Points behind `applied` that wait for the replica disks, oldest first.
+    pub(super) fn waiting_points(&self, applied: Sequence) -> impl Iterator<Item = &Point> {
+        self.waiting_points.iter().filter(move |point| point.sequence > applied)
     }
 
     /// From where recovery must read when everything up to `applied` is on the replica disks.

@@ -6,7 +6,7 @@ use super::consistency::Consistency;
 use super::error::{Result, StoreError};
 use super::index::{JournalIndex, Mark, Segment};
 use super::layout::MachineLayout;
-use super::manifest::JournalFloor;
+use super::manifest::{JournalFloor, Point};
 use super::rules::{Rule, holds};
 use super::shared::{create_anew, lock};
 use redoubt_engine::buffer::AlignedBuffer;
@@ -96,6 +96,8 @@ pub(super) struct Waiting {
     end: u64,
     last: Sequence,
     is_marker: bool,
+    /// What its marker makes.
+    point: Option<Point>,
 }
 
 /// An entry that is about to be written.
@@ -150,14 +152,17 @@ impl Journal {
         }
         let Some(tail) = self.tail.as_mut() else { return Ok(self.durable) };
         let mut index = lock(index);
+        let index = &mut *index;
         let segment = index.segments.back_mut().expect("an open segment is in the index");
-        let mut marker = None;
+        let (mut marker, mut points) = (None, Vec::new());
         for waiting in tail.waiting.drain(..) {
             segment.push(waiting.mark, waiting.end, waiting.last);
             marker = if waiting.is_marker { Some(waiting.last) } else { marker };
+            points.extend(waiting.point);
         }
         self.durable = segment.last;
         self.let_go = removed;
+        points.into_iter().for_each(|point| index.point_waits(point));
         index.last_marker = marker.unwrap_or(index.last_marker);
         Ok(self.durable)
     }
@@ -239,7 +244,7 @@ impl Journal {
         let mark = Mark { after: last, offset, chain };
         chain.append(entry).map_err(|error| self.refused(error.to_string()))?;
         let is_marker = header.flags.contains(FrameFlags::ENDS_WITH_MARKER);
-        let waiting = Waiting { mark, end, last: header.last, is_marker };
+        let waiting = Waiting { mark, end, last: header.last, is_marker, point: None };
         Ok(Some(Staged { records, header, waiting, chain }))
     }
 
@@ -335,8 +340,11 @@ impl Journal {
         }
     }
 
-    fn take(&mut self, staged: Staged) {
+    fn take(&mut self, mut staged: Staged) {
         self.consistency.take(&staged.header, &staged.records);
+        let last = staged.records.last();
+        staged.waiting.point =
+            last.and_then(|last| self.consistency.point(&last.record, staged.header.last));
         note_disks(&staged.records, &mut self.written, &mut self.removed);
         self.appended = staged.header.last;
         let tail = self.tail.as_mut().expect("room was made");

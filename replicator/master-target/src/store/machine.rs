@@ -7,7 +7,7 @@ use super::journal::{Appended, Journal, JournalState};
 use super::layout::{MachineLayout, parse_sealed_name};
 use super::manifest::{Disk, Manifest, Point, Protection, RetentionSpan};
 use super::placement::Placements;
-use super::points;
+use super::points::{self, ListedPoint};
 use super::recovery::recover;
 use super::root::StoreOptions;
 use super::rules::{Rule, holds};
@@ -305,6 +305,11 @@ impl StoreMachine {
     /// The applied points, oldest first.
     pub fn points(&self) -> Vec<Point> {
         lock(&self.shared.manifest).points.clone()
+    }
+
+    /// The applied points and, behind them, those that are durable and wait for that, oldest first.
+    pub fn listed_points(&self) -> Vec<ListedPoint> {
+        points::listed(&self.shared)
     }
 
     /// Opens a disk as it was at a point.

@@ -224,6 +224,15 @@ impl Manifest {
         set
     }
 
+    /// A point of the log, as far as it is one of disks that are kept, and whether it has all that
+    /// are protected.
+    pub(super) fn judged(&self, point: Point) -> Option<Point> {
+        let disks = DiskSet(point.disks.0 & !self.deleted_disks().0);
+        let mut active = self.disks.iter().filter(|disk| disk.protection.is_active());
+        let complete = active.all(|disk| disks.contains(disk.index));
+        (!disks.is_empty()).then_some(Point { disks, complete, ..point })
+    }
+
     /// Disks whose overwritten content is retained.
     pub fn retained_disks(&self) -> DiskSet {
         let mut set = DiskSet::default();

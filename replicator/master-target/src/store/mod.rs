@@ -45,5 +45,6 @@ pub use journal::{Appended, JournalState};
 pub use machine::{Admitted, DiskSpec, DiskStatus, HelloAnswer, MachineStatus, StoreMachine};
 pub use manifest::{Point, Protection};
 pub use placement::{PlaceAt, Placed, Placement};
+pub use points::ListedPoint;
 pub use root::{Store, StoreOptions};
 pub use view::{PointChoice, View};

@@ -8,6 +8,26 @@ use super::shared::{Shared, lock};
 use redoubt_log::{DiskIndex, DiskSet, Sequence, WallTime};
 use std::time::Duration;
 
+/// A point as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedPoint {
+    /// The point.
+    pub point: Point,
+    /// Whether it is durable in the journal only: the replica disks have not come to it.
+    pub waits: bool,
+}
+
+/// All points, oldest first: the applied ones, and behind them those that wait for that.
+pub(super) fn listed(shared: &Shared) -> Vec<ListedPoint> {
+    let manifest = lock(&shared.manifest);
+    let applied = manifest.points.iter().cloned();
+    let applied = applied.map(|point| ListedPoint { point, waits: false });
+    let index = lock(&shared.index);
+    let waiting = index.waiting_points(manifest.applied).cloned();
+    let waiting = waiting.filter_map(|point| manifest.judged(point));
+    applied.chain(waiting.map(|point| ListedPoint { point, waits: true })).collect()
+}
+
 /// Removes points older than `keep`; returns how many. Their age is measured at the newest point,
 /// by the machine's own clock, so that the history of a machine that is silent does not melt away;
 /// a clock that ran ahead of the target's `now` does not count. A disk of which no point comes, for

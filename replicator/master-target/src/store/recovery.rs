@@ -252,6 +252,9 @@ impl<'a> Walk<'a> {
         note_disks(&records, &mut self.written, &mut self.removed);
         if header.flags.contains(FrameFlags::ENDS_WITH_MARKER) {
             self.index.last_marker = header.last;
+            let marker = records.last().map(|placed| &placed.record);
+            let point = marker.and_then(|marker| self.consistency.point(marker, header.last));
+            point.into_iter().for_each(|point| self.index.point_waits(point));
         }
         Ok(())
     }

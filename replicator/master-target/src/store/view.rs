@@ -3,7 +3,7 @@
 //! apply goes on below it.
 
 use super::error::{Result, StoreError};
-use super::manifest::Point;
+use super::manifest::{Manifest, Point};
 use super::retention::{Content, Entry, RetentionReader};
 use super::rules::{Rule, holds};
 use super::shared::{Shared, lock};
@@ -51,10 +51,7 @@ impl View {
                     manifest.points.iter().rev().find(|point| point.disks.contains(disk))
                 }
             };
-            let point = point.ok_or(match choice {
-                PointChoice::Id(id) => StoreError::UnknownPoint(id),
-                PointChoice::Latest => StoreError::NoPoint(disk),
-            })?;
+            let point = point.ok_or_else(|| missing(shared, &manifest, disk, choice))?;
             if !point.disks.contains(disk) {
                 return Err(StoreError::PointWithoutDisk { sequence: point.sequence, disk });
             }
@@ -190,6 +187,25 @@ impl View {
             }
         }
         Ok(left)
+    }
+}
+
+/// Why there is no such point: one that is durable only waits to be applied.
+fn missing(
+    shared: &Shared,
+    manifest: &Manifest,
+    disk: DiskIndex,
+    choice: PointChoice,
+) -> StoreError {
+    let is_meant = |point: &&Point| match choice {
+        PointChoice::Id(id) => point.id == id,
+        PointChoice::Latest => point.disks.contains(disk),
+    };
+    let index = lock(&shared.index);
+    match (index.waiting_points(manifest.applied).find(is_meant), choice) {
+        (Some(point), _) => StoreError::PointWaits(point.id),
+        (None, PointChoice::Id(id)) => StoreError::UnknownPoint(id),
+        (None, PointChoice::Latest) => StoreError::NoPoint(disk),
     }
 }
 

@@ -78,6 +78,7 @@ fn a_full_page_of_points_fits() {
         complete: true,
         proven: true,
         harmed: DiskSet(u64::MAX),
+        waits: true,
     };
     let points = vec![point; POINTS_PER_MESSAGE];
     let message = TargetMessage::Points { request: RequestId(u64::MAX), points, more: true };

@@ -17,4 +17,5 @@ mod placement;
 mod removal;
 mod rules;
 mod versions;
+mod waiting;
 mod world;
