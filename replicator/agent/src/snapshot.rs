@@ -185,6 +185,19 @@ impl Snapshot {
         now.saturating_duration_since(since)
     }
 
+    /// Whether what it says may still be so.
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.taken) <= STALE_AFTER
+    }
+
+    /// Whether the tracker can prove that it missed nothing: not from what nobody has renewed.
+    fn verdict(&self, disk: &DiskSnapshot, now: Instant) -> shown::TrackerVerdict {
+        match disk.verdict() {
+            shown::TrackerVerdict::Proven if !self.is_fresh(now) => shown::TrackerVerdict::Suspect,
+            verdict => verdict,
+        }
+    }
+
     /// What goes on with a disk, and why it does not simply stream.
     pub fn state_of(
         &self,
@@ -199,7 +212,7 @@ impl Snapshot {
             (wire::DiskState::Paused, Some("unprotected".to_owned()))
         } else if let Some(why) = &disk.absent {
             (wire::DiskState::Paused, Some(why.clone()))
-        } else if now.saturating_duration_since(self.taken) > STALE_AFTER {
+        } else if !self.is_fresh(now) {
             (wire::DiskState::Paused, Some("tracker-stalled".to_owned()))
         } else if self.by_operator {
             (wire::DiskState::Paused, Some("by-operator".to_owned()))
@@ -251,14 +264,16 @@ impl Snapshot {
     fn report_of(&self, disk: &DiskSnapshot, link: &LinkState, now: Instant) -> wire::DiskReport {
         let (state, reason) = self.state_of(disk, link, now);
         let progress = disk.progress;
+        let is_fresh = self.is_fresh(now) && !link.removed;
+        let sends = is_fresh && link.connected;
         wire::DiskReport {
             index: disk.index,
             state,
             reason: reason.unwrap_or_default(),
             bytes_remaining: disk.remaining(),
-            eta_seconds: disk.eta(),
-            churn_bytes_per_second: disk.written_per_second,
-            sent_bytes_per_second: disk.logged_per_second,
+            eta_seconds: disk.eta().filter(|_| sends),
+            churn_bytes_per_second: if is_fresh { disk.written_per_second } else { 0 },
+            sent_bytes_per_second: if sends { disk.logged_per_second } else { 0 },
             tracker: wire::TrackerReport {
                 mode: match progress.map_or(CaptureMode::Bitmap, |progress| progress.mode) {
                     CaptureMode::Bitmap => wire::TrackerMode::Bitmap,
@@ -267,7 +282,7 @@ impl Snapshot {
                 },
                 losses: progress.map_or(0, |progress| progress.lost),
                 misses: disk.misses,
-                verdict: disk.verdict().as_str().to_owned(),
+                verdict: self.verdict(disk, now).as_str().to_owned(),
             },
         }
     }
@@ -325,7 +340,7 @@ impl Snapshot {
                     },
                     losses: report.tracker.losses,
                     misses: report.tracker.misses,
-                    verdict: disk.verdict(),
+                    verdict: self.verdict(disk, now),
                 }),
                 position,
                 replica_path: None,
@@ -434,6 +449,27 @@ mod tests {
         assert_eq!(state(STALE_AFTER), (wire::DiskState::Streaming, None));
         let stalled = (wire::DiskState::Paused, Some("tracker-stalled".to_owned()));
         assert_eq!(state(STALE_AFTER + Duration::from_millis(1)), stalled);
+    }
+
+    #[test]
+    fn rates_end_with_what_they_are_of() {
+        let taken = Instant::now();
+        let busy =
+            DiskSnapshot { written_per_second: 5, logged_per_second: 9, ..disk(CaptureMode::Data) };
+        let snapshot = snapshot(taken, vec![busy]);
+        let told = |link: &LinkState, after| {
+            let disk = snapshot.shown(link, None, taken + after).remove(0);
+            let verdict = disk.tracker.unwrap().verdict;
+            (disk.churn_bytes_per_second, disk.sent_bytes_per_second, disk.eta_seconds, verdict)
+        };
+        use shown::TrackerVerdict::{Proven, Suspect};
+        assert_eq!(told(&link(), Duration::ZERO), (5, 9, Some(0), Proven));
+        // The machine writes on, and nothing is sent.
+        let cut = LinkState { connected: false, ..link() };
+        assert_eq!(told(&cut, Duration::ZERO), (5, 0, None, Proven));
+        let removed = LinkState { removed: true, ..link() };
+        assert_eq!(told(&removed, Duration::ZERO), (0, 0, None, Proven));
+        assert_eq!(told(&link(), STALE_AFTER * 2), (0, 0, None, Suspect));
     }
 
     #[test]

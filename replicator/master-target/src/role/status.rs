@@ -98,6 +98,8 @@ fn shown(
 ) -> DiskStatus {
     let report = live.said.as_ref().map(|said| &said.report);
     let said = said_of(disk, live);
+    // Of what was said before the disk has ended, or the agent fell silent, nothing goes on.
+    let fresh = said.filter(|_| speaks(live, now) && disk.protection.is_active());
     let (state, reason) = goes_on(disk, stored, live, now);
     let moves = state != DiskState::Paused;
     let last = history.last(disk.index);
@@ -109,9 +111,9 @@ fn shown(
         reason,
         bytes_remaining: remaining(said, disk, moves),
         eta_seconds: said.filter(|_| moves).and_then(|said| said.eta_seconds),
-        churn_bytes_per_second: said.map_or(0, |said| said.churn_bytes_per_second),
-        sent_bytes_per_second: said.map_or(0, |said| said.sent_bytes_per_second),
-        tracker: said.map(tracker_of),
+        churn_bytes_per_second: fresh.map_or(0, |said| said.churn_bytes_per_second),
+        sent_bytes_per_second: fresh.map_or(0, |said| said.sent_bytes_per_second),
+        tracker: fresh.map(tracker_of),
         position: Some(PositionStatus {
             generation: stored.generation.into(),
             incarnation: stored.incarnation.0,
@@ -180,7 +182,10 @@ fn goes_on(
             match state {
                 _ if is_missing => (DiskState::Paused, still),
                 DiskState::Paused => (state, reason.or(still)),
-                _ => (state, still.or(reason)),
+                // The agent knows of its log; that it comes to the replica disks as well is known
+                // here.
+                _ if still.is_some() => (DiskState::Paused, still),
+                _ => (state, reason),
             }
         }
     }
@@ -212,11 +217,7 @@ fn state_of(said: Option<&DiskReport>, live: &Live, now: Instant) -> (DiskState,
     if live.full.is_some() {
         return (DiskState::Paused, Some("target-full".to_owned()));
     }
-    // What it said before this session may be of another log.
-    let speaks = live.said.as_ref().zip(live.connected).is_some_and(|(said, since)| {
-        since <= said.at && now.saturating_duration_since(said.at) <= SILENT_AFTER
-    });
-    let Some(said) = said.filter(|_| speaks) else {
+    let Some(said) = said.filter(|_| speaks(live, now)) else {
         return (DiskState::Paused, Some("agent-silent".to_owned()));
     };
     let state = match said.state {
@@ -227,6 +228,14 @@ fn state_of(said: Option<&DiskReport>, live: &Live, now: Instant) -> (DiskState,
         wire::DiskState::Paused => DiskState::Paused,
     };
     (state, (!said.reason.is_empty()).then(|| said.reason.clone()))
+}
+
+/// Whether the agent has said lately, in this session, how it stands: what it said before may be of
+/// another log.
+fn speaks(live: &Live, now: Instant) -> bool {
+    live.said.as_ref().zip(live.connected).is_some_and(|(said, since)| {
+        since <= said.at && now.saturating_duration_since(said.at) <= SILENT_AFTER
+    })
 }
 
 fn tracker_of(said: &DiskReport) -> TrackerStatus {
@@ -387,12 +396,39 @@ mod tests {
         live.missing_replicas =
             BTreeMap::from([(DiskIndex(1), "disks/1: is not there".to_owned())]);
         let disk = show(&stored(true), &live, now);
-        assert_eq!(disk.state, DiskState::Streaming);
+        assert_eq!(disk.state, DiskState::Paused);
         assert_eq!(disk.reason.as_deref(), Some("apply-waits: disks/1: is not there"));
         // What else stops the apply is a reason with a code.
         live.missing_replicas.clear();
-        let reason = show(&stored(true), &live, now).reason;
-        assert_eq!(reason.as_deref(), Some("apply-failed: disks/0: is not there"));
+        let disk = show(&stored(true), &live, now);
+        assert_eq!(disk.reason.as_deref(), Some("apply-failed: disks/0: is not there"));
+        assert_eq!(disk.state, DiskState::Paused, "it does not come to its replica");
+        live.apply_error = None;
+        assert_eq!(show(&stored(true), &live, now).state, DiskState::Streaming);
+    }
+
+    #[test]
+    fn what_is_over_has_no_rates_and_is_not_proven() {
+        let began = Instant::now();
+        let mut said = said(began, wire::DiskState::Streaming, 0);
+        let rates = &mut said.report.disks[0];
+        (rates.churn_bytes_per_second, rates.sent_bytes_per_second) = (7, 8);
+        let mut live = Live { connected: Some(began), said: Some(said), ..Live::default() };
+        let shown = |live: &Live, stored: &Stored, now| {
+            let disk = show(stored, live, now);
+            let rates = (disk.churn_bytes_per_second, disk.sent_bytes_per_second);
+            (rates, disk.tracker.is_some())
+        };
+        assert_eq!(shown(&live, &stored(true), began), ((7, 8), true));
+        let silent = began + Duration::from_secs(11);
+        assert_eq!(shown(&live, &stored(true), silent), ((0, 0), false));
+        for protection in [Protection::EndedByAgent, Protection::EndedByTarget] {
+            let mut ended = stored(true);
+            ended.disks[0].protection = protection;
+            assert_eq!(shown(&live, &ended, began), ((0, 0), false));
+        }
+        live.connected = None;
+        assert_eq!(shown(&live, &stored(true), began), ((0, 0), false));
     }
 
     #[test]
