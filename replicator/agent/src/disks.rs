@@ -241,8 +241,7 @@ impl ProtectedDisks {
 
     /// The target has the log up to here: durably, before anything is dropped because of it.
     pub fn remember_acknowledged(&mut self, sequence: Sequence) -> Result<(), AgentError> {
-        self.state.acknowledged = sequence.0;
-        self.state.save(&self.directory)
+        self.change(|state| state.acknowledged = sequence.0)
     }
 
     /// Lets every disk's tracking begin, or go on where an earlier run has left it, in a log with

@@ -2,6 +2,7 @@
 //! Three threads carry the data: the owner of the tracker, the sealer, the session. It must never
 //! stall the machine that it protects.
 
+mod acknowledged;
 mod audit;
 mod check;
 mod claim;

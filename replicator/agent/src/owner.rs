@@ -103,8 +103,10 @@ pub(crate) struct Owner {
     to_come: ToCome,
     resync: bool,
     coverage: Coverage,
-    unacknowledged: Unsealed,
-    seen_acknowledged: Sequence,
+    pub unacknowledged: Unsealed,
+    pub seen_acknowledged: Sequence,
+    /// When it was last written down how far the target has the log.
+    pub remembered: Instant,
     overloaded: bool,
     rotated: Instant,
     /// No read is issued before this.
@@ -185,6 +187,7 @@ impl Owner {
             coverage: Coverage::default(),
             unacknowledged: Unsealed::default(),
             seen_acknowledged: Sequence(0),
+            remembered: now,
             overloaded: false,
             rotated: now,
             read_again: now,
@@ -300,7 +303,7 @@ impl Owner {
         // However long the last round took: what is drained now may have waited in the ring for it.
         log.set_time(now.0, self.coverage.since().unwrap_or(now.1));
         self.seal_ready()?;
-        self.acknowledge()?;
+        self.acknowledge(now.1)?;
         self.coverage.observe(self.source.produced(), now);
         let log = self.log.as_mut().expect("only called with a log");
         if log.backlog() >= BACKLOG_FRAMES {
@@ -466,21 +469,6 @@ impl Owner {
         Ok(())
     }
 
-    fn acknowledge(&mut self) -> Result<(), AgentError> {
-        let acknowledged = Sequence(self.shared.acknowledged.load(Ordering::Acquire));
-        if acknowledged <= self.seen_acknowledged {
-            return Ok(());
-        }
-        self.seen_acknowledged = acknowledged;
-        self.unacknowledged.acknowledged(acknowledged);
-        self.ends_acknowledged(acknowledged)?;
-        if self.tracking.may_drop(acknowledged) {
-            self.disks.remember_acknowledged(acknowledged)?;
-            self.tracking.acknowledged(&mut self.source, acknowledged);
-        }
-        Ok(())
-    }
-
     pub fn pause_capture(&mut self) -> Result<(), AgentError> {
         for index in self.tracking.indexes() {
             self.tracking.pause(&mut self.source, index)?;
@@ -542,6 +530,7 @@ impl Owner {
     fn stop(mut self) -> Result<(), AgentError> {
         self.marks.fail_all("the agent stops");
         self.verify.fail(&mut self.tracking, "the agent stops");
+        self.remember_at_end();
         self.pause_capture()
     }
 

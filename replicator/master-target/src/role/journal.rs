@@ -27,6 +27,8 @@ const FULL_RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Fence {
     pub admitted: Admitted,
     pub new_generation: bool,
+    /// Why an earlier log does not go on.
+    pub resync: Option<String>,
     /// Whether the agent remembers of no session.
     pub first: bool,
     pub disks: Vec<DiskSpec>,
@@ -114,8 +116,9 @@ pub(super) fn start(
     let (jobs, todo) = unbounded();
     let ended = machine.store.let_go();
     let (waiting, full, not_placed) = Default::default();
-    let pauses = Lines::new(Instant::now());
-    let mut journal = Journal { machine, apply, waiting, full, ended, not_placed, pauses };
+    let lines = || Lines::new(Instant::now());
+    let (pauses, resyncs) = (lines(), lines());
+    let mut journal = Journal { machine, apply, waiting, full, ended, not_placed, pauses, resyncs };
     let thread = std::thread::Builder::new()
         .name("journal".to_owned())
         .spawn(move || journal.run(&todo))
@@ -135,6 +138,8 @@ struct Journal {
     not_placed: Option<String>,
     /// What is written down of pauses ordered at the agent.
     pauses: Lines,
+    /// What is written down of logs that begin anew.
+    resyncs: Lines,
 }
 
 impl Journal {
@@ -272,8 +277,25 @@ impl Journal {
         let answer = if fence.first { store.check_first(&fence.disks) } else { Ok(()) }
             .and_then(|()| store.hello(fence.admitted, fence.new_generation, &fence.disks));
         self.note_placed(&waited, answer.as_ref().err());
+        if let (Ok(_), Some(why)) = (&answer, &fence.resync) {
+            self.note_resync(why);
+        }
         // The session that asked may have ended.
         let _ = reply.send(answer);
+    }
+
+    /// Writes down why the whole of a machine's disks comes again.
+    fn note_resync(&mut self, why: &str) {
+        let machine = &self.machine;
+        tracing::warn!(machine = %machine.name, why, "the log begins anew");
+        if let Some(unwritten) = self.resyncs.next(Instant::now()) {
+            let more = match unwritten {
+                0 => String::new(),
+                more => format!("; {more} before it are not written"),
+            };
+            let told = Response::Told { message: format!("the log begins anew: {why}{more}") };
+            audit(&machine.audit, None, "resync", machine.name.as_str(), &told);
+        }
     }
 
     /// Writes down which devices that waited hold a replica now; or, once, why one does not.

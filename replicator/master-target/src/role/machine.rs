@@ -141,6 +141,7 @@ impl MachineTask {
         let fence = Fence {
             admitted: Admitted { incarnation: admission.incarnation, run: admission.run.0 },
             new_generation: matches!(admission.continuity, Continuity::Lost(_)),
+            resync: resync.clone(),
             first: hello.generation.is_none() && hello.last_incarnation.is_none(),
             disks: disks_of(hello),
         };
