@@ -8,10 +8,10 @@ use redoubt_log::Sequence;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How often it is written down where nothing is dropped: as often as the bitmap is cut. What the
-/// state file causes must not be the load of a machine that rests, where it lies on a protected
-/// disk.
-const REMEMBER_EVERY: Duration = Duration::from_secs(5);
+/// How often it is written down where nothing is dropped: twice the time between two cuts of the
+/// bitmap, so that where those go on it costs nothing. What the state file causes must not be the
+/// load of a machine that rests, where it lies on a protected disk.
+const REMEMBER_EVERY: Duration = Duration::from_secs(10);
 
 impl Owner {
     /// Takes in what the target has acknowledged since the last look.
@@ -21,6 +21,7 @@ impl Owner {
             self.seen_acknowledged = acknowledged;
             self.unacknowledged.acknowledged(acknowledged);
             self.ends_acknowledged(acknowledged)?;
+            self.suspects.acknowledged(acknowledged);
             if self.tracking.may_drop(acknowledged) {
                 self.disks.remember_acknowledged(acknowledged)?;
                 self.remembered = now;

@@ -240,6 +240,7 @@ impl Control {
             proven: point.proven,
             harmed_disks: named(point.harmed),
             state: if point.waits { PointState::Waiting } else { PointState::Applied },
+            suspect: point.suspect,
         }
     }
 

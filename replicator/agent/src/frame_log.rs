@@ -151,6 +151,11 @@ impl FrameLog {
         self.push(Record::DiskRemoved { disk }, &[]);
     }
 
+    /// Tells that older points of a disk are suspect.
+    pub fn suspect(&mut self, record: Record) {
+        self.push(record, &[]);
+    }
+
     /// A recovery point behind everything that was checked; returns its place.
     pub fn marker(
         &mut self,

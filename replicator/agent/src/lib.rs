@@ -29,6 +29,7 @@ mod sealer;
 mod session;
 mod snapshot;
 mod state;
+mod suspects;
 mod unprotect;
 mod verify;
 

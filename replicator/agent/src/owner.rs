@@ -12,6 +12,7 @@ use crate::pause::{PAUSED, PauseOrder, PauseReply, ToCome};
 use crate::reader::{READ_BYTES, Reader};
 use crate::session::Note;
 use crate::snapshot::{SharedLink, SharedSnapshot, Snapshot, Unsealed};
+use crate::suspects::Suspects;
 use crate::unprotect::{EndReply, Endings, Which, forget_strangers};
 use crate::verify::{Hands, POINT_LABEL, Standing, Verify, VerifyRequest};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
@@ -21,7 +22,7 @@ use redoubt_protocol::AgentPast;
 use redoubt_protocol::message::Welcome;
 use redoubt_tracker::probe::{Attached, Capability};
 use redoubt_tracker::{CaptureMode, ChangeSource, LogSink, Tracking};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::UnboundedSender;
@@ -97,6 +98,7 @@ pub(crate) struct Owner {
     pub log: Option<FrameLog>,
     pub marks: Marks,
     pub endings: Endings,
+    pub suspects: Suspects,
     pub audit: AuditLog,
     pub name: Name,
     notes: UnboundedSender<Note>,
@@ -179,6 +181,7 @@ impl Owner {
             log: None,
             marks: Marks::new(now),
             endings: Endings::new(conversations),
+            suspects: Suspects::default(),
             audit,
             name,
             notes,
@@ -283,6 +286,7 @@ impl Owner {
         let mut log = FrameLog::new(terms, welcome.resume, self.sequences_used, self.time());
         self.unacknowledged = Unsealed::default();
         self.endings.log_begins();
+        self.suspects.log_begins();
         self.seen_acknowledged = welcome.resume;
         self.disks.begin(
             &mut self.source,
@@ -323,7 +327,9 @@ impl Owner {
         self.tell_ends();
         // Before the reads are looked at: what is asked for here starts there.
         let Self { source, tracking, reader, disks, .. } = self;
-        self.verify.advance(&mut Hands { source, tracking, reader }, disks, now.1)?;
+        let found = self.verify.advance(&mut Hands { source, tracking, reader }, disks, now.1)?;
+        found.iter().for_each(|found| self.suspects.add(found, now.0));
+        self.tell_suspects();
         self.read()?;
         self.seal_ready()?;
         Ok(more || self.verify.wants_drain(self.tracking.drained()))
@@ -485,7 +491,7 @@ impl Owner {
         Ok(())
     }
 
-    fn all_disks(&self) -> DiskSet {
+    pub fn all_disks(&self) -> DiskSet {
         let mut all = DiskSet::default();
         self.tracking.indexes().into_iter().for_each(|index| all.insert(index));
         all

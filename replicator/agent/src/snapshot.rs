@@ -240,12 +240,8 @@ impl Snapshot {
         now: Instant,
     ) -> (wire::DiskState, Option<String>) {
         let (state, reason) = self.state_of(disk, link, now);
-        let still = link.standstill.get(&disk.index).filter(|_| state != wire::DiskState::Paused);
-        match still {
-            Some(why) if why.starts_with(shown::REPLICA_MISSING) => {
-                (wire::DiskState::Paused, Some(why.clone()))
-            }
-            Some(why) => (state, Some(why.clone())),
+        match link.standstill.get(&disk.index).filter(|_| state != wire::DiskState::Paused) {
+            Some(why) => (wire::DiskState::Paused, Some(why.clone())),
             None => (state, reason),
         }
     }
@@ -502,14 +498,12 @@ mod tests {
     fn a_disk_whose_replica_stands_still_says_so_and_reports_what_the_agent_knows() {
         let taken = Instant::now();
         let snapshot = snapshot(taken, vec![disk(CaptureMode::Data)]);
-        for (why, state) in [
-            ("replica-missing: x", shown::DiskState::Paused),
-            ("apply-waits: x", shown::DiskState::Streaming),
-        ] {
+        for why in ["replica-missing: x", "apply-waits: x"] {
             let standstill = BTreeMap::from([(DiskIndex(0), why.to_owned())]);
             let mut link = LinkState { standstill, ..link() };
             let status = snapshot.shown(&link, None, taken).remove(0);
-            assert_eq!((status.state, status.reason.as_deref()), (state, Some(why)));
+            let paused = (shown::DiskState::Paused, Some(why));
+            assert_eq!((status.state, status.reason.as_deref()), paused);
             let report = snapshot.report(Sequence(1), &link, taken).disks.remove(0);
             assert_eq!((report.state, report.reason.as_str()), (wire::DiskState::Streaming, ""));
             link.connected = false;

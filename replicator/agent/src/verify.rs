@@ -8,7 +8,7 @@ mod plan;
 mod run;
 
 pub(crate) use command::{VerifyCommand, verify};
-pub(crate) use run::Hands;
+pub(crate) use run::{Found, Hands};
 
 use crate::disks::ProtectedDisks;
 use crate::error::AgentError;
@@ -21,7 +21,7 @@ use redoubt_log::{ByteRange, DiskIndex, DiskSet, PointId, Sequence};
 use redoubt_protocol::verify::VerifyOutcome;
 use redoubt_tracker::probe::Attached;
 use redoubt_tracker::{ReadOrder, RingPosition, Tracking};
-use run::{Found, Run, RunDisk, Step};
+use run::{Run, RunDisk, Step};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -196,18 +196,18 @@ impl Verify {
         }
     }
 
-    /// Goes on as far as that is possible without waiting.
+    /// Goes on as far as that is possible without waiting; returns what was found to differ.
     pub fn advance(
         &mut self,
         hands: &mut Hands<'_, Attached>,
         disks: &mut ProtectedDisks,
         now: Instant,
-    ) -> Result<(), AgentError> {
+    ) -> Result<Vec<Found>, AgentError> {
         self.look_for_gaps(hands.tracking, now);
         if self.is_given_up() {
             self.fail(hands.tracking, GIVEN_UP);
         }
-        let Some(mut run) = self.run.take() else { return Ok(()) };
+        let Some(mut run) = self.run.take() else { return Ok(Vec::new()) };
         let is_quiet = |(_, seen): &(u64, Instant)| now - *seen >= GAP_QUIET;
         let mut ready = hands.tracking.settled();
         for index in self.gaps.iter().filter(|(_, gap)| !is_quiet(gap)).map(|(index, _)| index) {
@@ -219,9 +219,10 @@ impl Verify {
         self.stale.take_if(|stale| !matches!(stale.try_recv(), Err(TryRecvError::Empty)));
         let asks = self.stale.is_none().then_some(&self.asks);
         let step = run.step(hands, asks, ready, &mut self.reads, now)?;
-        for found in run.take_found() {
+        let found = run.take_found();
+        for found in &found {
             disks.differs(found.disk);
-            self.record(&found);
+            self.record(found);
         }
         match step {
             Step::GoesOn => self.run = Some(run),
@@ -235,7 +236,7 @@ impl Verify {
                 self.fail(hands.tracking, &why);
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     fn is_given_up(&self) -> bool {

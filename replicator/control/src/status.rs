@@ -216,7 +216,7 @@ pub struct PointStatus {
     pub disks: Vec<Name>,
     /// Whether those are all disks of the machine.
     pub complete: bool,
-    /// No loss, gap or unsettled write touches it, and it is applied.
+    /// No loss, gap or unsettled write touches it, it is applied, and it is not suspect.
     pub proven: bool,
     /// The disks for which it is lost, for what the target keeps is damaged or missing.
     #[serde(default)]
@@ -224,6 +224,10 @@ pub struct PointStatus {
     pub harmed_disks: Vec<Name>,
     /// Whether a disk can be had as it was at it.
     pub state: PointState,
+    /// Why it may hold wrong bytes all the same: a verify has found a difference since. A reason
+    /// code with its details behind a colon; null where nothing was found.
+    #[cfg_attr(test, schemars(regex(pattern = "^[a-z][a-z-]*(: .+)?$")))]
+    pub suspect: Option<String>,
 }
 
 /// Whether a disk can be had as it was at a recovery point.

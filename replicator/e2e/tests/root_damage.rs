@@ -162,7 +162,7 @@ fn a_replica_file_that_is_gone_is_named_at_both_sides_and_the_other_disk_waits()
             let gone = told(1, "state") == "paused"
                 && told(1, "reason").starts_with("replica-missing: ")
                 && told(1, "reason").contains("disk two is not there");
-            let waits = told(0, "state") == "streaming"
+            let waits = told(0, "state") == "paused"
                 && told(0, "reason").starts_with("apply-waits: ")
                 && told(0, "reason").contains("disk two is not there");
             Ok((gone && waits && status == Some(3)).then_some(()))

@@ -30,11 +30,23 @@ fn clean_verifies_find_nothing_and_what_is_garbled_is_found_and_repaired() -> Re
     for role in [Role::Target, Role::Agent, Role::Target] {
         loaded.expect_equal(role)?;
     }
+    let before = loaded.site.mark("before", true)?;
+    for role in [Role::Target, Role::Agent] {
+        ensure!(suspicion(&loaded, role, &before)?.is_none(), "nothing was found yet");
+    }
     for role in [Role::Target, Role::Agent] {
         let offset = random.random_range(RAW_BYTES / 2..RAW_BYTES);
         loaded.expect_found_and_repaired(offset, role)?;
         loaded.expect_equal(role)?;
     }
+    let after = loaded.site.mark("after", true)?;
+    for role in [Role::Target, Role::Agent] {
+        let why = suspicion(&loaded, role, &before)?.context("the point is not suspect")?;
+        ensure!(why.starts_with("verify-difference: ") && why.contains("4096 bytes"), "{why}");
+        ensure!(suspicion(&loaded, role, &after)?.is_none(), "it is newer than the repair");
+    }
+    let audited = loaded.site.audited(Role::Target)?;
+    ensure!(audited.lines().any(|line| line.contains("\"suspect\"")), "{audited}");
     let audited = loaded.site.audited(Role::Agent)?;
     let differences = audited.lines().filter(|line| line.contains("verify-difference"));
     ensure!(differences.count() == 2, "the agent has audited: {audited}");
@@ -48,6 +60,16 @@ fn clean_verifies_find_nothing_and_what_is_garbled_is_found_and_repaired() -> Re
     eprintln!("byte {offset} under load: found {found}");
     loaded.expect_equal(Role::Target)?;
     loaded.finish()
+}
+
+/// Why a side calls a point suspect, if it does: it is proven else.
+fn suspicion(loaded: &LoadedSite, role: Role, id: &str) -> Result<Option<String>> {
+    let listed = output(loaded.site.command(role).args(["points", "--json"]))?;
+    let listed: Vec<serde_json::Value> = serde_json::from_str(&text(&listed.stdout))?;
+    let point = listed.iter().find(|point| point["id"] == id).context("no such point")?;
+    let why = point["suspect"].as_str().map(str::to_owned);
+    ensure!(point["proven"] == why.is_none(), "{point}");
+    Ok(why)
 }
 
 /// What a device returns for discarded blocks means nothing, until they are written.

@@ -121,6 +121,20 @@ pub enum Record {
         /// The disk.
         disk: DiskIndex,
     },
+    /// A comparison has found that the replica held other bytes than the disk: points of the disk
+    /// that stand before this may hold them, too. What differed is told anew behind it.
+    Suspect {
+        /// The disk.
+        disk: DiskIndex,
+        /// When it was found.
+        at: WallTime,
+        /// Bytes that differed.
+        bytes: u64,
+        /// Ranges that they lie in.
+        ranges: u32,
+        /// First byte of the first range.
+        offset: u64,
+    },
 }
 
 /// What a recovery point promises of the data.
@@ -264,7 +278,8 @@ impl Record {
             | Self::DiskResized { disk, .. }
             | Self::Gap { disk, .. }
             | Self::Consistent { disk }
-            | Self::DiskRemoved { disk } => disks.insert(*disk),
+            | Self::DiskRemoved { disk }
+            | Self::Suspect { disk, .. } => disks.insert(*disk),
             Self::Marker { disks: good, .. } => disks = *good,
             Self::Until { .. } => {}
         }
@@ -310,7 +325,8 @@ impl Record {
             Self::DiskResized { disk, .. }
             | Self::Gap { disk, .. }
             | Self::Consistent { disk }
-            | Self::DiskRemoved { disk } => check_disk(*disk),
+            | Self::DiskRemoved { disk }
+            | Self::Suspect { disk, .. } => check_disk(*disk),
             Self::Until { .. } => Ok(()),
         }
     }

@@ -10,7 +10,7 @@
 //! welcome tells of it and of disks whose protection was ended. Version 3: a marked point
 //! tells which protected disks it lacks, and whether it is proven; a point names the disks for
 //! which it is lost, and the target those whose replicas stand still; a list of points has those
-//! that wait to be applied.
+//! that wait to be applied, and says which are suspect.
 
 use crate::pause::PauseWord;
 use crate::verify::{Check, DifferentPiece, VerifyOutcome};
@@ -463,6 +463,9 @@ pub struct PointSummary {
     pub harmed: DiskSet,
     /// Whether it is durable at the target, and the replica disks have not come to it yet.
     pub waits: bool,
+    /// Why it may hold wrong bytes all the same, where something was found out later: a sentence
+    /// of about 200 bytes, so that a page of points stays a message.
+    pub suspect: Option<String>,
 }
 
 /// A point that is about to be streamed.

@@ -49,7 +49,7 @@ pub(super) enum Step {
 }
 
 /// What differed from the disk at a point.
-pub(super) struct Found {
+pub(crate) struct Found {
     pub disk: DiskIndex,
     pub different: RangeSet,
     pub point: PointId,

@@ -16,7 +16,8 @@ use redoubt_log::Name;
         machine. It is proven when no loss, gap or unsettled write touches it. For the disks under \
          LOST it cannot be read any more: `redoubt status` says why.\n\n\
          A waiting one is safe in the target's journal, and can be copied out once the replica \
-         disks have come to it: until then it is not shown as proven.",
+         disks have come to it: until then it is not shown as proven. A suspect \
+         one is older than a difference that a verify has found, and may hold it, too.",
     after_long_help = "Examples:\n  \
         redoubt points --machine web-01\n  \
         redoubt points --json | jq -r '.[-1].id'"
@@ -69,9 +70,12 @@ fn render(points: &[PointStatus]) -> String {
             output::or_dash(lost),
             yes(point.complete),
             yes(point.proven),
-            point.state.to_string(),
+            if point.suspect.is_some() { "suspect".to_owned() } else { point.state.to_string() },
             output::or_dash(point.label.as_deref().map(output::harmless)),
         ]);
     }
-    table.render()
+    let mut reasons: Vec<&str> = points.iter().filter_map(|it| it.suspect.as_deref()).collect();
+    reasons.dedup();
+    let reasons = reasons.into_iter().map(|why| format!("suspect: {}\n", output::harmless(why)));
+    table.render() + &reasons.collect::<String>()
 }

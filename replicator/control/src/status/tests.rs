@@ -113,6 +113,7 @@ fn points_are_frozen() {
         proven: false,
         harmed_disks: Vec::new(),
         state: PointState::Waiting,
+        suspect: Some("verify-difference: at".into()),
     };
     let golden = json!({
         "id": "07070707-0707-0707-0707-070707070707",
@@ -125,6 +126,7 @@ fn points_are_frozen() {
         "proven": false,
         "harmed_disks": [],
         "state": "waiting",
+        "suspect": "verify-difference: at",
     });
     assert_eq!(serde_json::to_value(point).unwrap(), golden);
 }

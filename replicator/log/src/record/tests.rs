@@ -27,6 +27,15 @@ pub(crate) fn any_record(payload_most: u32) -> impl Strategy<Value = Record> {
         1 => disk().prop_map(|disk| Record::Consistent { disk }),
         1 => any::<u64>().prop_map(|at| Record::Until { at: WallTime(at) }),
         1 => disk().prop_map(|disk| Record::DiskRemoved { disk }),
+        1 => (disk(), any::<[u64; 3]>(), any::<u32>()).prop_map(
+            |(disk, [at, bytes, offset], ranges)| Record::Suspect {
+                disk,
+                at: WallTime(at),
+                bytes,
+                ranges,
+                offset,
+            },
+        ),
     ]
 }
 
@@ -91,7 +100,7 @@ proptest! {
 
     #[test]
     fn what_decodes_from_any_bytes_keeps_the_limits(
-        kind in 0..12_u8,
+        kind in 0..13_u8,
         rest in proptest::collection::vec(any::<u8>(), 0..80),
     ) {
         let bytes = [vec![kind], rest].concat();
@@ -105,7 +114,7 @@ proptest! {
 #[test]
 fn numbers_on_the_wire_are_frozen() {
     let disk = DiskIndex(5);
-    let golden: [(Record, &[u8]); 11] = [
+    let golden: [(Record, &[u8]); 12] = [
         (Record::Write { disk, offset: 4096, length: 512 }, &[0, 5, 251, 0, 16, 251, 0, 2]),
         (Record::Backfill { disk, offset: 1, length: 2 }, &[1, 5, 1, 2]),
         (Record::Zero { disk, offset: 1, length: 2 }, &[2, 5, 1, 2]),
@@ -130,6 +139,10 @@ fn numbers_on_the_wire_are_frozen() {
         (Record::Consistent { disk }, &[8, 5]),
         (Record::Until { at: WallTime(3) }, &[9, 3]),
         (Record::DiskRemoved { disk }, &[10, 5]),
+        (
+            Record::Suspect { disk, at: WallTime(7), bytes: 250, ranges: 2, offset: 1 },
+            &[11, 5, 7, 250, 2, 1],
+        ),
     ];
     for (record, bytes) in golden {
         assert_eq!(bytes_of(&record), bytes, "{record:?}");

@@ -117,8 +117,11 @@ pub(super) fn start(
     let ended = machine.store.let_go();
     let (waiting, full, not_placed) = Default::default();
     let lines = || Lines::new(Instant::now());
-    let (pauses, resyncs) = (lines(), lines());
-    let mut journal = Journal { machine, apply, waiting, full, ended, not_placed, pauses, resyncs };
+    let (pauses, resyncs, suspicions) = (lines(), lines(), lines());
+    // Those that a start finds were told when they came.
+    drop(machine.store.take_suspicions());
+    let mut journal =
+        Journal { machine, apply, waiting, full, ended, not_placed, pauses, resyncs, suspicions };
     let thread = std::thread::Builder::new()
         .name("journal".to_owned())
         .spawn(move || journal.run(&todo))
@@ -140,6 +143,8 @@ struct Journal {
     pauses: Lines,
     /// What is written down of logs that begin anew.
     resyncs: Lines,
+    /// What is written down of points that have become suspect.
+    suspicions: Lines,
 }
 
 impl Journal {
@@ -200,6 +205,22 @@ impl Journal {
         self.tell(MachineEvent::Durable(sequence));
         self.apply.unpark();
         self.note_endings();
+        self.note_suspicions();
+    }
+
+    /// Writes down which points are suspect by now.
+    fn note_suspicions(&mut self) {
+        for suspicion in self.machine.store.take_suspicions() {
+            let machine = &self.machine;
+            let name = machine.store.disk_name(suspicion.disk);
+            let name = name.unwrap_or_else(|| suspicion.disk.to_string());
+            let why = machine.reason_of(&suspicion);
+            tracing::warn!(machine = %machine.name, disk = name, why, "older points are suspect");
+            if self.suspicions.next(Instant::now()).is_some() {
+                let told = Response::Told { message: format!("older points of it are: {why}") };
+                audit(&machine.audit, None, "suspect", &format!("{}/{name}", machine.name), &told);
+            }
+        }
     }
 
     /// Writes down which disks the agent has let go, now that it is durable.

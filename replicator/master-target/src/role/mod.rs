@@ -15,6 +15,7 @@ mod operator;
 mod points;
 mod protected;
 mod status;
+mod suspicion;
 mod unopened;
 mod verify;
 

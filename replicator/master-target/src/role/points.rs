@@ -53,13 +53,15 @@ pub(super) async fn send_page(
 fn list_page(machine: &Protected, request: RequestId, after: Sequence) -> TargetMessage {
     let points = machine.store.listed_points();
     let lost = machine.store.lost_points();
-    let summary = |listed: &ListedPoint| summary(listed, harmed_disks(&listed.point, &lost));
+    let summary =
+        |listed: &ListedPoint| summary(machine, listed, harmed_disks(&listed.point, &lost));
     let mut rest = points.iter().filter(|listed| listed.point.sequence > after);
     let page: Vec<_> = rest.by_ref().take(POINTS_PER_MESSAGE).map(summary).collect();
     TargetMessage::Points { request, points: page, more: rest.next().is_some() }
 }
 
-fn summary(ListedPoint { point, waits }: &ListedPoint, harmed: DiskSet) -> PointSummary {
+fn summary(machine: &Protected, listed: &ListedPoint, harmed: DiskSet) -> PointSummary {
+    let ListedPoint { point, waits, suspicion } = listed;
     let mut label = point.label.clone();
     label.truncate(label.floor_char_boundary(POINT_LABEL_LIMIT));
     PointSummary {
@@ -70,9 +72,10 @@ fn summary(ListedPoint { point, waits }: &ListedPoint, harmed: DiskSet) -> Point
         sequence: point.sequence,
         disks: DiskSet(point.disks.0 & !harmed.0),
         complete: point.complete && harmed.is_empty(),
-        proven: point.proven && !waits,
+        proven: listed.is_proven(),
         harmed,
         waits: *waits,
+        suspect: suspicion.as_ref().map(|suspicion| machine.reason_of(suspicion)),
     }
 }
 

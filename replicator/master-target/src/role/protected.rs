@@ -4,8 +4,8 @@
 use super::error::TargetError;
 use super::journal::{self, Job};
 use super::machine::MachineEvent;
-use super::{apply, checks, status, verify};
-use crate::store::{MachineStatus, Store, StoreMachine};
+use super::{apply, checks, status, suspicion, verify};
+use crate::store::{MachineStatus, Store, StoreMachine, Suspicion};
 use crossbeam::channel::Sender;
 use crossbeam::sync::Unparker;
 use redoubt_control::Response;
@@ -105,6 +105,12 @@ impl Protected {
     /// Disks whose protection was ended here since the target started.
     pub fn ended(&self) -> DiskSet {
         DiskSet(self.ended.load(Ordering::Acquire))
+    }
+
+    /// Why points are suspect.
+    pub fn reason_of(&self, suspicion: &Suspicion) -> String {
+        let known = self.store.disk_name(suspicion.disk);
+        suspicion::reason(suspicion, &known.unwrap_or_else(|| suspicion.disk.to_string()))
     }
 
     /// What is known of it now: plain values, whole even if a holder of the lock has panicked.

@@ -264,16 +264,19 @@ pub(super) fn points_of(machine: &Protected) -> Vec<PointStatus> {
         let named = disks.iter().filter(|disk| set.contains(disk.index));
         named.map(|disk| name_of(&disk.name)).collect()
     };
-    let show =
-        |listed: &ListedPoint| shown_point(listed, harmed_disks(&listed.point, &lost), named);
+    let show = |listed: &ListedPoint| PointStatus {
+        suspect: listed.suspicion.as_ref().map(|suspicion| machine.reason_of(suspicion)),
+        ..shown_point(listed, harmed_disks(&listed.point, &lost), named)
+    };
     machine.store.listed_points().iter().map(show).collect()
 }
 
 fn shown_point(
-    ListedPoint { point, waits }: &ListedPoint,
+    listed: &ListedPoint,
     harmed: DiskSet,
     named: impl Fn(DiskSet) -> Vec<Name>,
 ) -> PointStatus {
+    let point = &listed.point;
     PointStatus {
         id: point.id.into(),
         taken_at: UtcTime::from_nanoseconds(point.taken_at.0),
@@ -285,9 +288,10 @@ fn shown_point(
         sequence: point.sequence.0,
         disks: named(DiskSet(point.disks.0 & !harmed.0)),
         complete: point.complete && harmed.is_empty(),
-        proven: point.proven && !waits,
+        proven: listed.is_proven(),
         harmed_disks: named(harmed),
-        state: if *waits { PointState::Waiting } else { PointState::Applied },
+        state: if listed.waits { PointState::Waiting } else { PointState::Applied },
+        suspect: None,
     }
 }
 

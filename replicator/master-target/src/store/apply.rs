@@ -11,6 +11,7 @@ use super::replica;
 use super::retention::RetentionWriter;
 use super::rules::{Rule, holds};
 use super::shared::{Shared, lock};
+use super::suspicion::{self, Suspicion};
 use redoubt_engine::storage::Open;
 use redoubt_log::frame::PlacedRecord;
 use redoubt_log::{DiskSet, Generation, Record, Sequence, WallTime};
@@ -105,6 +106,8 @@ struct Interval {
     consistency: Consistency,
     generation: Generation,
     marker: Option<Record>,
+    /// What the log says of older points.
+    suspicions: Vec<Suspicion>,
 }
 
 impl Interval {
@@ -125,6 +128,7 @@ impl Interval {
             })?;
             bytes += header.frame_length() as u64;
             interval.consistency.take(&header, &records);
+            interval.suspicions.extend(suspicion::told(&header, &records));
             interval.add(header.last, records);
             let large = bytes >= limit || interval.fold.is_large(shared.options.ranges_limit);
             let reached = match goal {
@@ -157,6 +161,7 @@ impl Interval {
             consistency: Consistency::of_applied(manifest),
             generation: manifest.applied_generation,
             marker: None,
+            suspicions: Vec::new(),
         }
     }
 
@@ -246,6 +251,8 @@ impl Interval {
             let moved = disk.ahead_of_point || written.contains(disk.index);
             disk.ahead_of_point = disk.has_points && moved && !good.contains(disk.index);
         }
+        let suspicions = self.suspicions.iter();
+        suspicions.for_each(|newer| suspicion::take(&mut next.suspicions, *newer));
         next.points.extend(point.clone());
         shared.save(&next)?;
         shared.publish(next.retention.clone());

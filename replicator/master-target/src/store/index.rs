@@ -2,6 +2,7 @@
 //! one mark a MiB. It states only what is durable, and is never locked during I/O.
 
 use super::manifest::{JournalFloor, Point};
+use super::suspicion::{self, Suspicion};
 use redoubt_log::segment::Chain;
 use redoubt_log::{Sequence, WallTime};
 use std::collections::VecDeque;
@@ -77,6 +78,10 @@ pub(super) struct JournalIndex {
     pub(super) last_marker: Sequence,
     /// Durable points that the replica disks have not come to, oldest first.
     waiting_points: VecDeque<Point>,
+    /// Durable suspicions that the manifest does not have yet: one a disk.
+    pub(super) suspicions: Vec<Suspicion>,
+    /// Those that nobody was told of yet: one a disk.
+    pub(super) untold: Vec<Suspicion>,
     /// There is no room for the frames that come next: what is here must go as soon as it can.
     pub(super) full: bool,
 }
@@ -107,11 +112,18 @@ impl JournalIndex {
         self.waiting_points.push_back(point);
     }
 
-    /// The replica disks have come to `applied`: points up to there wait no more.
+    /// The replica disks have come to `applied`: what stands up to there waits no more.
     pub(super) fn points_applied(&mut self, applied: Sequence) {
         while self.waiting_points.front().is_some_and(|point| point.sequence <= applied) {
             self.waiting_points.pop_front();
         }
+        self.suspicions.retain(|suspicion| suspicion.before > applied);
+    }
+
+    /// A suspicion is durable.
+    pub(super) fn suspect(&mut self, suspicion: Suspicion) {
+        suspicion::take(&mut self.suspicions, suspicion);
+        suspicion::take(&mut self.untold, suspicion);
     }
 
     /// Points behind `applied` that wait for the replica disks, oldest first.

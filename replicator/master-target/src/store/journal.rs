@@ -9,6 +9,7 @@ use super::layout::MachineLayout;
 use super::manifest::{JournalFloor, Point};
 use super::rules::{Rule, holds};
 use super::shared::{create_anew, lock};
+use super::suspicion::{self, Suspicion};
 use redoubt_engine::buffer::AlignedBuffer;
 use redoubt_engine::storage::{BlockFile, Open, Storage, WriteRequest};
 use redoubt_log::frame::{Frame, FrameFlags, FrameHeader, PlacedRecord};
@@ -98,6 +99,7 @@ pub(super) struct Waiting {
     is_marker: bool,
     /// What its marker makes.
     point: Option<Point>,
+    suspicions: Vec<Suspicion>,
 }
 
 /// An entry that is about to be written.
@@ -154,15 +156,17 @@ impl Journal {
         let mut index = lock(index);
         let index = &mut *index;
         let segment = index.segments.back_mut().expect("an open segment is in the index");
-        let (mut marker, mut points) = (None, Vec::new());
+        let (mut marker, mut points, mut suspicions) = (None, Vec::new(), Vec::new());
         for waiting in tail.waiting.drain(..) {
             segment.push(waiting.mark, waiting.end, waiting.last);
             marker = if waiting.is_marker { Some(waiting.last) } else { marker };
             points.extend(waiting.point);
+            suspicions.extend(waiting.suspicions);
         }
         self.durable = segment.last;
         self.let_go = removed;
         points.into_iter().for_each(|point| index.point_waits(point));
+        suspicions.into_iter().for_each(|suspicion| index.suspect(suspicion));
         index.last_marker = marker.unwrap_or(index.last_marker);
         Ok(self.durable)
     }
@@ -244,7 +248,14 @@ impl Journal {
         let mark = Mark { after: last, offset, chain };
         chain.append(entry).map_err(|error| self.refused(error.to_string()))?;
         let is_marker = header.flags.contains(FrameFlags::ENDS_WITH_MARKER);
-        let waiting = Waiting { mark, end, last: header.last, is_marker, point: None };
+        let waiting = Waiting {
+            mark,
+            end,
+            last: header.last,
+            is_marker,
+            point: None,
+            suspicions: Vec::new(),
+        };
         Ok(Some(Staged { records, header, waiting, chain }))
     }
 
@@ -312,7 +323,8 @@ impl Journal {
             }
             Record::Gap { disk, .. }
             | Record::Consistent { disk }
-            | Record::DiskRemoved { disk } => {
+            | Record::DiskRemoved { disk }
+            | Record::Suspect { disk, .. } => {
                 size_of(*disk).is_none().then(|| format!("disk {disk} was not announced"))
             }
             _ => None,
@@ -345,6 +357,7 @@ impl Journal {
         let last = staged.records.last();
         staged.waiting.point =
             last.and_then(|last| self.consistency.point(&last.record, staged.header.last));
+        staged.waiting.suspicions = suspicion::told(&staged.header, &staged.records);
         note_disks(&staged.records, &mut self.written, &mut self.removed);
         self.appended = staged.header.last;
         let tail = self.tail.as_mut().expect("room was made");

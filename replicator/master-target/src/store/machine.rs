@@ -12,6 +12,7 @@ use super::recovery::recover;
 use super::root::StoreOptions;
 use super::rules::{Rule, holds};
 use super::shared::{Shared, lock};
+use super::suspicion::Suspicion;
 use super::view::{PointChoice, View};
 use redoubt_engine::storage::Storage;
 use redoubt_log::{DiskIndex, Generation, Incarnation, MachineId, RoleEpoch, Sequence, WallTime};
@@ -310,6 +311,11 @@ impl StoreMachine {
     /// The applied points and, behind them, those that are durable and wait for that, oldest first.
     pub fn listed_points(&self) -> Vec<ListedPoint> {
         points::listed(&self.shared)
+    }
+
+    /// Suspicions that have become durable since this was last asked, or that a start has found.
+    pub fn take_suspicions(&self) -> Vec<Suspicion> {
+        std::mem::take(&mut lock(&self.shared.index).untold)
     }
 
     /// Opens a disk as it was at a point.

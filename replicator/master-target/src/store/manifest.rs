@@ -3,7 +3,7 @@
 //! does not know is refused, not guessed.
 //!
 //! ```text
-//! redoubt-manifest 3 <crc32c of version and body, 8 hex digits>\n
+//! redoubt-manifest 4 <crc32c of version and body, 8 hex digits>\n
 //! <body: JSON>
 //! ```
 
@@ -11,6 +11,7 @@ use super::checked_text::Kind;
 use super::error::{Result, StoreError};
 use super::layout::MachineLayout;
 use super::placement::Placed;
+use super::suspicion::Suspicion;
 use redoubt_engine::storage::Storage;
 use redoubt_log::{
     DiskIndex, DiskSet, Generation, Incarnation, MachineId, PointId, PointKind, RoleEpoch,
@@ -23,8 +24,8 @@ use std::path::{Path, PathBuf};
 /// The version that this program writes, and the newest that it reads. Version 1: the first.
 /// Version 2: a point says whether it is proven; one of version 1 is not. Version 3: pauses,
 /// removals, devices that are proven, disks whose protection has ended; the checksum covers the
-/// version.
-pub const VERSION: u32 = 3;
+/// version. Version 4: points that a comparison has made suspect.
+pub const VERSION: u32 = 4;
 
 const KIND: Kind = Kind { word: "redoubt-manifest", version: VERSION, sums_version_from: 3 };
 
@@ -64,6 +65,9 @@ pub struct Manifest {
     pub retention: Vec<RetentionSpan>,
     /// Applied recovery points, oldest first.
     pub points: Vec<Point>,
+    /// What was found out of points later: one a disk at most.
+    #[serde(default)]
+    pub suspicions: Vec<Suspicion>,
 }
 
 /// A replica disk.
@@ -194,6 +198,7 @@ impl Manifest {
             journal: JournalFloor::default(),
             retention: Vec::new(),
             points: Vec::new(),
+            suspicions: Vec::new(),
         }
     }
 
@@ -341,9 +346,9 @@ mod tests {
     #[test]
     fn a_newer_version_is_refused_by_name() {
         let text = String::from_utf8(example().encode()).unwrap();
-        let newer = text.replacen("redoubt-manifest 3 ", "redoubt-manifest 4 ", 1);
+        let newer = text.replacen("redoubt-manifest 4 ", "redoubt-manifest 5 ", 1);
         let error = decode(newer.as_bytes()).unwrap_err();
-        assert!(matches!(error, StoreError::NewerVersion { version: 4, known: 3, .. }), "{error}");
+        assert!(matches!(error, StoreError::NewerVersion { version: 5, known: 4, .. }), "{error}");
     }
 
     #[test]
@@ -359,6 +364,7 @@ mod tests {
         let mut body: serde_json::Value = serde_json::to_value(example()).unwrap();
         body.as_object_mut().unwrap().remove("pause");
         body.as_object_mut().unwrap().remove("removing");
+        body.as_object_mut().unwrap().remove("suspicions");
         body["disks"][0].as_object_mut().unwrap().remove("protection");
         for version in 1..VERSION {
             let earlier = Kind { version, ..KIND };

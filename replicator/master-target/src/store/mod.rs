@@ -31,6 +31,7 @@ mod root;
 mod rules;
 mod segment_reader;
 mod shared;
+mod suspicion;
 mod view;
 mod window;
 
@@ -47,4 +48,5 @@ pub use manifest::{Point, Protection};
 pub use placement::{PlaceAt, Placed, Placement};
 pub use points::ListedPoint;
 pub use root::{Store, StoreOptions};
+pub use suspicion::Suspicion;
 pub use view::{PointChoice, View};

@@ -5,6 +5,7 @@
 use super::error::Result;
 use super::manifest::{Manifest, Point, RetentionSpan};
 use super::shared::{Shared, lock};
+use super::suspicion::Suspicion;
 use redoubt_log::{DiskIndex, DiskSet, Sequence, WallTime};
 use std::time::Duration;
 
@@ -15,17 +16,31 @@ pub struct ListedPoint {
     pub point: Point,
     /// Whether it is durable in the journal only: the replica disks have not come to it.
     pub waits: bool,
+    /// What was found out later that makes it doubtful, if anything was.
+    pub suspicion: Option<Suspicion>,
+}
+
+impl ListedPoint {
+    /// Whether it can be gone back to, and nothing is known that speaks against it.
+    pub fn is_proven(&self) -> bool {
+        self.point.proven && !self.waits && self.suspicion.is_none()
+    }
 }
 
 /// All points, oldest first: the applied ones, and behind them those that wait for that.
 pub(super) fn listed(shared: &Shared) -> Vec<ListedPoint> {
     let manifest = lock(&shared.manifest);
-    let applied = manifest.points.iter().cloned();
-    let applied = applied.map(|point| ListedPoint { point, waits: false });
     let index = lock(&shared.index);
+    let list = |point: Point, waits| {
+        // The newest first: it is the one that counts.
+        let mut known = index.suspicions.iter().chain(&manifest.suspicions);
+        let suspicion = known.find(|suspicion| suspicion.is_of(&point)).copied();
+        ListedPoint { point, waits, suspicion }
+    };
+    let applied = manifest.points.iter().map(|point| list(point.clone(), false));
     let waiting = index.waiting_points(manifest.applied).cloned();
     let waiting = waiting.filter_map(|point| manifest.judged(point));
-    applied.chain(waiting.map(|point| ListedPoint { point, waits: true })).collect()
+    applied.chain(waiting.map(|point| list(point, true))).collect()
 }
 
 /// Removes points older than `keep`; returns how many. Their age is measured at the newest point,

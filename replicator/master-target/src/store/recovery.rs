@@ -10,6 +10,7 @@ use super::layout::{MachineLayout, parse_segment_name};
 use super::manifest::Manifest;
 use super::rules::{Rule, holds};
 use super::segment_reader::SegmentReader;
+use super::suspicion;
 use redoubt_engine::buffer::AlignedBuffer;
 use redoubt_engine::storage::{BlockFile, Open, ReadRequest, Storage, WriteRequest};
 use redoubt_log::frame::{Frame, FrameFlags, FrameHeader};
@@ -250,6 +251,7 @@ impl<'a> Walk<'a> {
         let records = frame.decode_table().map_err(|error| damaged(error.to_string()))?;
         self.consistency.take(header, &records);
         note_disks(&records, &mut self.written, &mut self.removed);
+        suspicion::told(header, &records).into_iter().for_each(|it| self.index.suspect(it));
         if header.flags.contains(FrameFlags::ENDS_WITH_MARKER) {
             self.index.last_marker = header.last;
             let marker = records.last().map(|placed| &placed.record);

@@ -79,6 +79,7 @@ fn a_full_page_of_points_fits() {
         proven: true,
         harmed: DiskSet(u64::MAX),
         waits: true,
+        suspect: Some("x".repeat(250)),
     };
     let points = vec![point; POINTS_PER_MESSAGE];
     let message = TargetMessage::Points { request: RequestId(u64::MAX), points, more: true };

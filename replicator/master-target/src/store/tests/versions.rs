@@ -73,10 +73,10 @@ fn a_manifest() {
     let (head, body) = text.split_once('\n').unwrap();
     let body = body.trim_end().replacen("\"applied\"", "\"reached\"", 1);
     let sum = crc32c::crc32c(body.as_bytes());
-    assert!(head.starts_with("redoubt-manifest 3 "));
+    assert!(head.starts_with("redoubt-manifest 4 "));
     let later = format!("redoubt-manifest 7 {sum:08x}\n{body}\n");
     world.disk.replace(&path, later.as_bytes()).unwrap();
-    expect_newer(&world, &path, 3);
+    expect_newer(&world, &path, 4);
     assert!(unopened(&world).contains("manifest"));
 }
 
