@@ -98,6 +98,17 @@ number_newtype!(
 /// another: a run may log 10^12 records, and a machine have 16 million runs.
 const SEQUENCE_BITS: u32 = 40;
 
+impl Incarnation {
+    /// Every run stays below this: each of its numbers, and the one behind its last, then is a
+    /// [`Sequence`].
+    pub const LIMIT: Self = Self((1 << (u64::BITS - SEQUENCE_BITS)) - 1);
+
+    /// The one that follows, while there is one: also of a number that somebody else has told.
+    pub fn checked_next(self) -> Option<Self> {
+        self.0.checked_add(1).map(Self).filter(|next| *next < Self::LIMIT)
+    }
+}
+
 impl Sequence {
     /// The first number of a run.
     pub const fn first_of(run: Incarnation) -> Self {

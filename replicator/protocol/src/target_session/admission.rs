@@ -88,6 +88,10 @@ impl TargetPast {
             return Err(refusal(RefusalCode::ForeignMachine, text));
         }
         self.check_role(place.role_epoch)?;
+        if place.last.run() > place.incarnation {
+            let text = format!("{frame} has numbers of a later run than {}", place.incarnation);
+            return Err(refusal(RefusalCode::Malformed, text));
+        }
         if Some(place.generation) != self.generation {
             let text = format!("{frame} is of another generation, {}", place.generation);
             return Err(refusal(RefusalCode::Malformed, text));
@@ -116,11 +120,17 @@ impl TargetPast {
     fn incarnation_for(&self, hello: &Hello) -> Result<Incarnation, Refusal> {
         let newest = self.incarnation.unwrap_or_default();
         let same_run = self.run.is_none_or(|run| run == hello.run);
+        if let Some(claimed) = hello.held.max(hello.last_incarnation)
+            && claimed >= Incarnation::LIMIT
+        {
+            let text = format!("the hello tells of run {claimed}, and no machine has so many");
+            return Err(refusal(RefusalCode::Malformed, text));
+        }
         match hello.held {
             Some(held) if held == newest && same_run => Ok(newest),
             // A target that was restored does not know of later incarnations: numbers go on above
             // them.
-            Some(held) if held > newest => Ok(held.next()),
+            Some(held) if held > newest => after(held),
             Some(held) => Err(refusal(
                 RefusalCode::NewerIncarnation,
                 format!(
@@ -130,7 +140,7 @@ impl TargetPast {
             )),
             // Its first welcome was lost on the way.
             None if self.incarnation.is_some() && self.run == Some(hello.run) => Ok(newest),
-            None => Ok(newest.max(hello.last_incarnation.unwrap_or_default()).next()),
+            None => after(newest.max(hello.last_incarnation.unwrap_or_default())),
         }
     }
 
@@ -175,6 +185,14 @@ impl TargetPast {
             Some(_) => Continuity::Goes(generation),
         }
     }
+}
+
+/// The number of the run that follows this one.
+fn after(run: Incarnation) -> Result<Incarnation, Refusal> {
+    run.checked_next().ok_or_else(|| {
+        let text = format!("run {run} was the machine's last: enrol it anew, by another name");
+        refusal(RefusalCode::Malformed, text)
+    })
 }
 
 fn check_disks(hello: &Hello) -> Result<(), Refusal> {

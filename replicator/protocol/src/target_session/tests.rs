@@ -59,6 +59,34 @@ fn an_older_run_and_a_copied_run_are_fenced() {
 }
 
 #[test]
+fn a_run_that_no_log_can_number_is_refused() {
+    for number in [u64::MAX, u64::MAX - 1, 1 << 24, (1 << 24) - 1] {
+        let claimed = Some(Incarnation(number));
+        let held = Hello { held: claimed, ..hello() };
+        let known = Hello { run: RunId([9; 16]), held: None, last_incarnation: claimed, ..hello() };
+        for hello in [held, known] {
+            assert_eq!(admit(&hello), Err(RefusalCode::Malformed), "{hello:?}");
+        }
+    }
+    // Neither what a machine has told before nor its honest last run lets the numbers go on.
+    for newest in [Incarnation(u64::MAX), Incarnation((1 << 24) - 2)] {
+        let past = TargetPast { incarnation: Some(newest), ..past() };
+        let next = Hello { run: RunId([9; 16]), held: None, ..hello() };
+        let refused = past.admit(MACHINE, &next, Sequence(100)).unwrap_err();
+        assert_eq!(refused.code, RefusalCode::Malformed);
+        assert!(refused.text.contains("enrol it anew"), "{refused}");
+    }
+    let last = Incarnation((1 << 24) - 2);
+    let past = TargetPast { incarnation: Some(last), ..past() };
+    let same = Hello { held: Some(last), last_incarnation: Some(last), ..hello() };
+    assert_eq!(past.admit(MACHINE, &same, Sequence(100)).unwrap().incarnation, last);
+    let before =
+        Hello { last_incarnation: Some(Incarnation((1 << 24) - 3)), held: None, ..hello() };
+    let before = Hello { run: RunId([9; 16]), ..before };
+    assert_eq!(incarnation_and_continuity(&before).0, last.0);
+}
+
+#[test]
 fn continuity_is_lost_with_a_reason_whenever_it_is_not_proven() {
     let lost = [
         Hello { acknowledged: Sequence(101), ..hello() },
@@ -170,6 +198,8 @@ fn frames_that_may_not_be_sent_end_the_session() {
         FramePlace { role_epoch: RoleEpoch(0), ..place(100, 110) },
         place(95, 105),
         FramePlace { last: Sequence(0), ..place(100, 110) },
+        FramePlace { last: Sequence(u64::MAX), ..place(100, 110) },
+        FramePlace { last: Sequence::first_of(Incarnation(5)), ..place(100, 110) },
     ];
     for place in wrong {
         let mut session = streaming();
