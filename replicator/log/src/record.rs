@@ -15,6 +15,10 @@ pub const LABEL_LIMIT: usize = 255;
 /// The most bytes of a disk's name: kernel names have at most 31, and stable ones fit twice that.
 pub const DISK_NAME_LIMIT: usize = 63;
 
+/// The most bytes of a disk: 1 PiB, more than any one device has, and so little that the bytes of all
+/// disks of a machine can be added up.
+pub const DISK_SIZE_LIMIT: u64 = 1 << 50;
+
 /// The logical block sizes that a partition table on a protected disk may be written in.
 pub const LOGICAL_BLOCK_SIZES: [u32; 2] = [512, 4096];
 
@@ -244,6 +248,14 @@ pub enum RecordError {
         /// Bytes it may have.
         most: usize,
     },
+    /// The disk is said to be larger than [`DISK_SIZE_LIMIT`].
+    #[error("disk {disk}: {size} bytes are over the limit of 1 PiB ({DISK_SIZE_LIMIT})")]
+    Size {
+        /// The disk.
+        disk: DiskIndex,
+        /// Bytes claimed.
+        size: u64,
+    },
     /// The logical block size is not one that is supported.
     #[error("disk {disk}: logical block size {size} is not supported, only 512 and 4096 are")]
     BlockSize {
@@ -314,16 +326,16 @@ impl Record {
                 check_range(*disk, *offset, *length)
             }
             Self::Marker { label, .. } => check_text("label", label, 0, LABEL_LIMIT),
-            Self::DiskAdded { disk, name, logical_block_size, .. } => {
-                check_disk(*disk)?;
+            Self::DiskAdded { disk, name, size, logical_block_size } => {
+                check_size(*disk, *size)?;
                 if !LOGICAL_BLOCK_SIZES.contains(logical_block_size) {
                     let size = *logical_block_size;
                     return Err(RecordError::BlockSize { disk: *disk, size });
                 }
                 check_text("disk name", name, 1, DISK_NAME_LIMIT)
             }
-            Self::DiskResized { disk, .. }
-            | Self::Gap { disk, .. }
+            Self::DiskResized { disk, size } => check_size(*disk, *size),
+            Self::Gap { disk, .. }
             | Self::Consistent { disk }
             | Self::DiskRemoved { disk }
             | Self::Suspect { disk, .. } => check_disk(*disk),
@@ -350,6 +362,11 @@ impl Record {
 
 fn check_disk(disk: DiskIndex) -> Result<(), RecordError> {
     if disk.0 < DiskIndex::LIMIT { Ok(()) } else { Err(RecordError::Disk(disk)) }
+}
+
+fn check_size(disk: DiskIndex, size: u64) -> Result<(), RecordError> {
+    check_disk(disk)?;
+    if size <= DISK_SIZE_LIMIT { Ok(()) } else { Err(RecordError::Size { disk, size }) }
 }
 
 fn check_range(disk: DiskIndex, offset: u64, length: u64) -> Result<(), RecordError> {

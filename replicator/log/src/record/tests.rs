@@ -18,11 +18,12 @@ pub(crate) fn any_record(payload_most: u32) -> impl Strategy<Value = Record> {
             .prop_map(|(disk, (offset, length))| Record::Zero { disk, offset, length }),
         1 => (disk(), range())
             .prop_map(|(disk, (offset, length))| Record::Discard { disk, offset, length }),
-        1 => (disk(), "[a-z0-9/]{1,63}", any::<u64>(), block_size)
+        1 => (disk(), "[a-z0-9/]{1,63}", 0..=DISK_SIZE_LIMIT, block_size)
             .prop_map(|(disk, name, size, logical_block_size)| {
                 Record::DiskAdded { disk, name, size, logical_block_size }
             }),
-        1 => (disk(), any::<u64>()).prop_map(|(disk, size)| Record::DiskResized { disk, size }),
+        1 => (disk(), 0..=DISK_SIZE_LIMIT)
+            .prop_map(|(disk, size)| Record::DiskResized { disk, size }),
         1 => (disk(), any_reason()).prop_map(|(disk, reason)| Record::Gap { disk, reason }),
         1 => disk().prop_map(|disk| Record::Consistent { disk }),
         1 => any::<u64>().prop_map(|at| Record::Until { at: WallTime(at) }),
@@ -184,6 +185,8 @@ fn broken_limits_are_refused_in_words() {
         Record::Gap { disk: no_disk, reason: GapReason::Reboot },
         Record::Consistent { disk: DiskIndex(255) },
         Record::DiskResized { disk: no_disk, size: 0 },
+        Record::DiskResized { disk, size: DISK_SIZE_LIMIT + 1 },
+        Record::DiskAdded { disk, name: "sda".to_owned(), size: u64::MAX, logical_block_size: 512 },
         marker("x".repeat(LABEL_LIMIT + 1)),
         marker("two\nlines".to_owned()),
         added("", 512),

@@ -66,11 +66,12 @@ impl Fold {
         })
     }
 
-    /// Bytes and pieces that the disks of the set have.
+    /// Bytes and pieces that the disks of the set have; a manifest may still tell of disks so large
+    /// that they cannot be added up.
     pub(super) fn extent(&self, disks: DiskSet) -> (u64, u64) {
         let chosen = self.disks.iter().filter(|(disk, _)| disks.contains(**disk));
         chosen.fold((0, 0), |(bytes, pieces), (_, map)| {
-            (bytes + map.total_bytes(), pieces + map.len() as u64)
+            (bytes.saturating_add(map.total_bytes()), pieces + map.len() as u64)
         })
     }
 
@@ -112,5 +113,18 @@ mod tests {
         assert_eq!(won(1, 0, 90, 20), [ByteRange::new(90, 20)]);
         assert_eq!(fold.ranges(DiskIndex(1)).collect::<Vec<_>>(), [ByteRange::new(0, 110)]);
         assert_eq!(fold.ranges(DiskIndex(0)).count(), 0);
+    }
+
+    #[test]
+    fn disks_that_no_number_can_add_up_have_all_bytes_there_are() {
+        let length = (1 << 63) - 4096;
+        let zero = |disk| PlacedRecord {
+            record: Record::Zero { disk: DiskIndex(disk), offset: 0, length },
+            payload_offset: 0,
+        };
+        let mut fold = Fold::default();
+        fold.add(0, &[zero(0), zero(1), zero(2)]);
+        assert_eq!(fold.extent(fold.disks()), (u64::MAX, 3));
+        assert_eq!(fold.extent(DiskSet(1)), (length, 1));
     }
 }

@@ -175,10 +175,11 @@ impl RetentionWriter {
         let (from, to) = interval;
         // Files have a fixed size: this one is sparse and as large as the content could become at
         // worst.
-        let entries = ranges * 2 + bytes / PIECE_LIMIT + 2;
+        let entries = ranges.saturating_mul(2).saturating_add(bytes / PIECE_LIMIT + 2);
         let pages = entries / ENTRIES_PER_PAGE as u64 + 1;
-        let index = pages * (PAGE_LENGTH + TOP_LENGTH) as u64;
-        let size = (HEADER_LENGTH as u64 + bytes + index).next_multiple_of(PAGE_LENGTH as u64);
+        let index = pages.saturating_mul((PAGE_LENGTH + TOP_LENGTH) as u64);
+        let size = bytes.saturating_add(HEADER_LENGTH as u64).saturating_add(index);
+        let size = size.div_ceil(PAGE_LENGTH as u64).saturating_mul(PAGE_LENGTH as u64);
         let file = create_anew(storage, &layout.unsealed(from, to), Open::CreateSparse(size))?;
         let buffer = usize_of(size).clamp(BUFFER_LEAST, BUFFER_LIMIT);
         Ok(Self {

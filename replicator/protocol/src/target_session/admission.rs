@@ -3,6 +3,7 @@
 
 use crate::frame_place::FramePlace;
 use crate::message::{Hello, PROTOCOL_VERSION, Refusal, RefusalCode, RunId};
+use redoubt_log::record::DISK_SIZE_LIMIT;
 use redoubt_log::{DiskIndex, DiskSet, Generation, Incarnation, MachineId, RoleEpoch, Sequence};
 
 /// What the target has stored of a machine's sessions.
@@ -210,6 +211,12 @@ fn check_disks(hello: &Hello) -> Result<(), Refusal> {
         if !matches!(block, 512 | 4096) || disk.size_bytes == 0 || disk.size_bytes % block != 0 {
             return malformed(format!(
                 "disk {}: {} bytes in blocks of {block} is no size of a disk",
+                disk.name, disk.size_bytes
+            ));
+        }
+        if disk.size_bytes > DISK_SIZE_LIMIT {
+            return malformed(format!(
+                "disk {}: {} bytes are more than a protected disk may have, 1 PiB",
                 disk.name, disk.size_bytes
             ));
         }

@@ -126,6 +126,8 @@ fn each_refusal_has_its_code() {
         (Hello { disks: vec![disk(100, 512)], ..hello() }, RefusalCode::Malformed),
         (Hello { disks: vec![disk(0, 512)], ..hello() }, RefusalCode::Malformed),
         (Hello { disks: vec![disk(4096, 1024)], ..hello() }, RefusalCode::Malformed),
+        (Hello { disks: vec![disk((1 << 63) - 4096, 4096)], ..hello() }, RefusalCode::Malformed),
+        (Hello { disks: vec![disk((1 << 50) + 512, 512)], ..hello() }, RefusalCode::Malformed),
         (Hello { disks: vec![disk(512, 512); 2], ..hello() }, RefusalCode::Malformed),
     ];
     for (hello, code) in cases {

@@ -2,6 +2,8 @@
 //! segments going.
 
 use super::agent::{Agent, MACHINE, entry_of};
+use crate::store::layout::MachineLayout;
+use crate::store::retention::RetentionWriter;
 use crate::store::{
     Admitted, ApplyOutcome, DiskSpec, PointChoice, Store, StoreMachine, StoreOptions, copy_out,
 };
@@ -11,7 +13,7 @@ use redoubt_engine::directory::DirectoryStorage;
 use redoubt_engine::lying::{Fault, Kind, LyingStorage};
 use redoubt_engine::storage::{Open, ReadRequest, Storage};
 use redoubt_engine::uring_directory::{UringOptions, UringStorage};
-use redoubt_log::{DiskIndex, DiskSet, Incarnation, Record, WallTime};
+use redoubt_log::{DiskIndex, DiskSet, Incarnation, Record, Sequence, WallTime};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +59,20 @@ fn deliver_point(machine: &StoreMachine, agent: &mut Agent, at: WallTime) {
     disks.insert(DISK);
     let end = vec![(Record::Consistent { disk: DISK }, vec![]), super::agent::marker(disks, at)];
     deliver(machine, agent, end, at.0);
+}
+
+/// A manifest of an earlier release may tell of disks of any size.
+#[test]
+fn old_content_of_which_no_file_can_have_all_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = DirectoryStorage::new(directory.path());
+    let layout = MachineLayout::new(MACHINE);
+    storage.create_directory(&layout.retention()).unwrap();
+    let interval = (Sequence(0), Sequence(9));
+    for content in [(u64::MAX, 2), ((1 << 63) - 4096, u64::MAX), (u64::MAX - 4096, 1 << 63)] {
+        let made = RetentionWriter::create(&storage, &layout, MACHINE, interval, content);
+        assert!(made.is_err(), "{content:?}");
+    }
 }
 
 /// A machine of one disk. Its windows are so small that an interval needs several, of which one is
