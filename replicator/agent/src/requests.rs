@@ -6,7 +6,7 @@ use redoubt_protocol::AgentMessage;
 use redoubt_protocol::message::{OpenedPoint, PointSummary, RequestId};
 use redoubt_protocol::verify::{Check, DifferentPiece};
 use redoubt_transport::PointReceiver;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use tokio::sync::mpsc;
 
 /// Chunks of a point that may wait for the file they go to: each is at most 1 MiB.
@@ -85,15 +85,23 @@ enum Waiting {
 #[derive(Default)]
 pub(crate) struct Pending {
     waiting: HashMap<RequestId, Waiting>,
+    /// Lists that wait for the one under way: the target answers one at a time. Who waits is a
+    /// conversation of an operator's, of which there are few.
+    lists: VecDeque<PointsReply>,
     last: u64,
 }
 
 impl Pending {
-    /// Takes a question; returns what to say to the target.
-    pub fn ask(&mut self, ask: Ask) -> AgentMessage {
+    /// Takes a question; returns what to say to the target, where it is to be said now.
+    pub fn ask(&mut self, ask: Ask) -> Option<AgentMessage> {
         self.last += 1;
         let request = RequestId(self.last);
-        match ask {
+        let lists = |waiting: &Waiting| matches!(waiting, Waiting::Points { .. });
+        Some(match ask {
+            Ask::Points { reply } if self.waiting.values().any(lists) => {
+                self.lists.push_back(reply);
+                return None;
+            }
             Ask::Points { reply } => {
                 self.waiting.insert(request, Waiting::Points { reply, so_far: Vec::new() });
                 AgentMessage::ListPoints { request, after: Sequence(0) }
@@ -107,10 +115,10 @@ impl Pending {
                 self.waiting.insert(request, Waiting::Check { reply });
                 AgentMessage::Check { request, check }
             }
-        }
+        })
     }
 
-    /// A page of points; returns the question for the next.
+    /// A page of points; returns the question for the next, or for the next list.
     pub fn points(
         &mut self,
         request: RequestId,
@@ -129,7 +137,8 @@ impl Pending {
             // Who asked may have gone.
             let _ = reply.send(Ok(so_far));
         }
-        None
+        let reply = self.lists.pop_front()?;
+        self.ask(Ask::Points { reply })
     }
 
     /// A point was opened, or cannot be.
@@ -204,6 +213,7 @@ impl Pending {
 
     /// The connection that would answer has ended.
     pub fn fail_all(&mut self, why: &str) {
+        self.lists.drain(..).for_each(|reply| Ask::Points { reply }.fail(why));
         for (_, waiting) in self.waiting.drain() {
             match waiting {
                 Waiting::Points { reply, .. } => drop(reply.send(Err(why.to_owned()))),
@@ -215,5 +225,31 @@ impl Pending {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_points_are_asked_for_one_after_the_other() {
+        let mut pending = Pending::default();
+        let (reply, answers) = std::sync::mpsc::channel();
+        let mut ask = || pending.ask(Ask::Points { reply: reply.clone() });
+        let Some(AgentMessage::ListPoints { request: first, .. }) = ask() else {
+            panic!("the first is asked for at once");
+        };
+        assert_eq!((ask(), ask()), (None, None));
+        let next = pending.points(first, Vec::new(), false);
+        assert!(answers.try_recv().unwrap().is_ok());
+        let Some(AgentMessage::ListPoints { request: second, .. }) = next else {
+            panic!("nobody asks for the second");
+        };
+        assert!(second != first);
+        // The target is lost: nobody waits for ever.
+        pending.fail_all("gone");
+        assert!(answers.try_iter().all(|answer| answer.is_err()));
+        assert!(pending.ask(Ask::Points { reply }).is_some());
     }
 }

@@ -353,8 +353,9 @@ impl Driver {
             ask.fail("the target cannot be reached now: `redoubt status` says why");
             return;
         }
-        let message = self.pending.ask(ask);
-        self.handle(AgentEvent::Say(message));
+        if let Some(message) = self.pending.ask(ask) {
+            self.handle(AgentEvent::Say(message));
+        }
     }
 
     fn report(&mut self) {

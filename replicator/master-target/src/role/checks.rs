@@ -1,6 +1,7 @@
 //! Compares a disk as it is at a point with the hashes that the agent sends. One check of a machine
 //! at a time, on a thread that may wait for the disk. It says what it has, and decides nothing.
 
+use super::connection::Speaker;
 use super::protected::Protected;
 use crate::store::PointChoice;
 use redoubt_protocol::TargetMessage;
@@ -9,7 +10,6 @@ use redoubt_protocol::verify::{Check, DifferentPiece, granule_hashes, piece_hash
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Mutex, Semaphore};
 
 /// How often a wait for the point to be applied looks.
@@ -36,35 +36,37 @@ pub(super) async fn answer(
     machine: Arc<Protected>,
     request: RequestId,
     check: Check,
-    say: UnboundedSender<TargetMessage>,
+    say: Speaker,
 ) {
-    let result = match machine.checks.admitted.clone().try_acquire_owned() {
-        Err(_) => Err("too many checks of this machine are under way".to_owned()),
-        Ok(_admitted) => match wait_until_applied(&machine, &check, &say).await {
-            None => return,
-            Some(Err(why)) => Err(why),
-            Some(Ok(())) => {
-                let turn = machine.checks.compares.clone().lock_owned().await;
-                let compare = move || {
-                    let _turn = turn;
-                    compare(&machine, &check)
-                };
-                tokio::task::spawn_blocking(compare)
-                    .await
-                    .unwrap_or_else(|_| Err("the check has failed: see the target's log".into()))
-            }
-        },
+    let Ok(admitted) = machine.checks.admitted.clone().try_acquire_owned() else {
+        let result = Err("too many checks of this machine are under way".to_owned());
+        say.say(TargetMessage::Checked { request, result });
+        return;
+    };
+    let result = match wait_until_applied(&machine, &check, &say).await {
+        None => return,
+        Some(Err(why)) => Err(why),
+        Some(Ok(())) => {
+            let turn = machine.checks.compares.clone().lock_owned().await;
+            let compare = move || {
+                let _turn = turn;
+                compare(&machine, &check)
+            };
+            tokio::task::spawn_blocking(compare)
+                .await
+                .unwrap_or_else(|_| Err("the check has failed: see the target's log".into()))
+        }
     };
     let result = result.map_err(|why| bounded_text(&why).to_owned());
-    // A connection that is lost says so where it is heard.
-    let _ = say.send(TargetMessage::Checked { request, result });
+    // An answer may be large, and counts as under way until it has gone out.
+    say.say_in_turn(TargetMessage::Checked { request, result }, admitted);
 }
 
 /// `None` when nobody waits for the answer any more.
 async fn wait_until_applied(
     machine: &Protected,
     check: &Check,
-    say: &UnboundedSender<TargetMessage>,
+    say: &Speaker,
 ) -> Option<Result<(), String>> {
     while machine.applied.load(Ordering::Acquire) < check.sequence.0 {
         let hindrance = {

@@ -9,14 +9,61 @@ use redoubt_protocol::{AgentMessage, ConnectionId, FramePlace, TargetEvent, Targ
 use redoubt_transport::{
     Connection, ConnectionHandle, FrameReceiver, InStream, Parts, TransportError,
 };
-use tokio::sync::mpsc::{self, Sender, UnboundedSender};
+use std::sync::Arc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{self, Sender};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+
+/// Messages that may wait to be said: those of a line that stands still for a while. An agent gets
+/// no more acknowledgements than its window has frames, what is large waits in turn, and orders are
+/// few; so who lets it fill does not read.
+const MESSAGES_WAITING: usize = 256;
 
 /// A connection that stands.
 pub(super) struct Link {
     pub handle: ConnectionHandle,
-    messages: UnboundedSender<TargetMessage>,
+    speaker: Speaker,
+    /// The turn of a list of points: a page may be half a MiB.
+    lists: Arc<Semaphore>,
     _tasks: JoinSet<()>,
+}
+
+/// Says messages on a connection, from anywhere.
+#[derive(Clone)]
+pub(super) struct Speaker {
+    handle: ConnectionHandle,
+    messages: Sender<Saying>,
+}
+
+/// What is to be said, and whose turn ends once it was.
+struct Saying {
+    message: TargetMessage,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Speaker {
+    /// Says a message.
+    pub fn say(&self, message: TargetMessage) {
+        self.put(Saying { message, turn: None });
+    }
+
+    /// Says a message, and lets the turn go once it has gone out.
+    pub fn say_in_turn(&self, message: TargetMessage, turn: OwnedSemaphorePermit) {
+        self.put(Saying { message, turn: Some(turn) });
+    }
+
+    /// Whether nobody hears any more what is said.
+    pub fn is_closed(&self) -> bool {
+        self.messages.is_closed()
+    }
+
+    fn put(&self, saying: Saying) {
+        // A connection that is lost says so where it is heard.
+        if let Err(TrySendError::Full(_)) = self.messages.try_send(saying) {
+            self.handle.close("the agent does not read what it is told");
+        }
+    }
 }
 
 impl Link {
@@ -30,13 +77,14 @@ impl Link {
         let Parts { mut sender, mut receiver, handle } =
             connection.into_parts::<TargetMessage, AgentMessage>();
         let mut tasks = JoinSet::new();
-        let (messages, mut to_say) = mpsc::unbounded_channel::<TargetMessage>();
+        let (messages, mut to_say) = mpsc::channel::<Saying>(MESSAGES_WAITING);
         tasks.spawn(async move {
-            while let Some(message) = to_say.recv().await {
+            while let Some(Saying { message, turn }) = to_say.recv().await {
                 // A connection that is lost says so where it is heard.
                 if sender.send(&message).await.is_err() {
                     return;
                 }
+                drop(turn);
             }
             // Why it is closed must arrive before the close does.
             if let Err(error) = sender.finish().await {
@@ -68,25 +116,30 @@ impl Link {
                 }
             }
         });
-        Self { handle, messages, _tasks: tasks }
+        let speaker = Speaker { handle: handle.clone(), messages };
+        Self { handle, speaker, lists: Arc::new(Semaphore::new(1)), _tasks: tasks }
     }
 
     /// Says a message.
     pub fn say(&self, message: TargetMessage) {
-        // A connection that is lost says so where it is heard.
-        let _ = self.messages.send(message);
+        self.speaker.say(message);
     }
 
     /// Says messages from elsewhere.
-    pub fn speaker(&self) -> UnboundedSender<TargetMessage> {
-        self.messages.clone()
+    pub fn speaker(&self) -> Speaker {
+        self.speaker.clone()
+    }
+
+    /// The turn to list points; `None` while another page has not gone out.
+    pub fn list_turn(&self) -> Option<OwnedSemaphorePermit> {
+        self.lists.clone().try_acquire_owned().ok()
     }
 
     /// Ends the connection once what was said has gone out: its own end of the messages is dropped
     /// first.
     pub fn close(self, reason: String) {
-        let Self { handle, messages, _tasks: mut tasks } = self;
-        drop(messages);
+        let Self { handle, speaker, _tasks: mut tasks, .. } = self;
+        drop(speaker);
         tokio::spawn(async move {
             let _ = tokio::time::timeout(CLOSE_PATIENCE, tasks.join_next()).await;
             handle.close(&reason);

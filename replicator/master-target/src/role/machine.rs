@@ -12,7 +12,7 @@ use crate::store::{Admitted, DiskSpec, HelloAnswer, StoreError};
 use crossbeam::channel::Sender;
 use redoubt_engine::buffer::AlignedBuffer;
 use redoubt_log::Sequence;
-use redoubt_protocol::message::{Hello, KnownDisk, Refusal, RefusalCode, Welcome};
+use redoubt_protocol::message::{Hello, KnownDisk, Refusal, RefusalCode, RequestId, Welcome};
 use redoubt_protocol::target_session::{Admission, Continuity};
 use redoubt_protocol::{
     AgentMessage, ConnectionId, TargetAction, TargetEvent, TargetMessage, TargetSession,
@@ -163,7 +163,7 @@ impl MachineTask {
         });
     }
 
-    fn deliver(&self, message: AgentMessage) {
+    fn deliver(&mut self, message: AgentMessage) {
         match message {
             AgentMessage::Report(report) => {
                 self.machine.live().said = Some(Said { at: Instant::now(), report });
@@ -174,12 +174,7 @@ impl MachineTask {
                     let _ = reply.send(result);
                 }
             }
-            AgentMessage::ListPoints { request, after } => {
-                if let Some(link) = self.session.streaming().and_then(|id| self.links.get(&id)) {
-                    let (machine, say) = (self.machine.clone(), link.speaker());
-                    tokio::spawn(send_page(machine, request, after, say));
-                }
-            }
+            AgentMessage::ListPoints { request, after } => self.list_points(request, after),
             AgentMessage::ReadPoint { request, disk, point } => {
                 if let Some(link) = self.session.streaming().and_then(|id| self.links.get(&id)) {
                     let asked = PointRequest { request, disk, point };
@@ -217,6 +212,19 @@ impl MachineTask {
             // The session itself has dealt with these.
             AgentMessage::Hello(_) | AgentMessage::Confirmed => {}
         }
+    }
+
+    fn list_points(&mut self, request: RequestId, after: Sequence) {
+        let Some(link) = self.session.streaming().and_then(|id| self.links.get(&id)) else {
+            return;
+        };
+        if let Some(turn) = link.list_turn() {
+            let (machine, say) = (self.machine.clone(), link.speaker());
+            tokio::spawn(send_page(machine, request, after, say, turn));
+            return;
+        }
+        let text = "a second list of points was asked for before the first was heard".to_owned();
+        self.handle(TargetEvent::Refuse(Refusal { code: RefusalCode::Malformed, text }));
     }
 
     fn online(&mut self, online: bool) {
@@ -287,3 +295,6 @@ pub(super) fn refusal_of(error: &StoreError) -> Refusal {
     let code = if error.is_full() { RefusalCode::TargetFull } else { RefusalCode::NotReady };
     Refusal { code, text: error.to_string() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Points for an agent that asks: the list in pages, and a disk as it was at one, sent over a
 //! stream of its own. Reading happens on a thread that may wait for the disk.
 
+use super::connection::Speaker;
 use super::protected::{Protected, READS_AT_ONCE};
 use crate::store::{ListedPoint, LostPoints, PointChoice, StoreError, View, harmed_disks};
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use redoubt_protocol::message::{
 use redoubt_transport::{ConnectionHandle, POINT_CHUNK_LIMIT, TransportError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// Chunks that may wait for the line: each is at most 1 MiB.
 const CHUNKS_WAITING: usize = 2;
@@ -37,16 +38,11 @@ pub(super) async fn send_page(
     machine: Arc<Protected>,
     request: RequestId,
     after: Sequence,
-    say: mpsc::UnboundedSender<TargetMessage>,
+    say: Speaker,
+    turn: OwnedSemaphorePermit,
 ) {
-    let Ok(_turn) = machine.lists.clone().try_acquire_owned() else {
-        tracing::warn!(machine = %machine.name, "its agent asks for too many lists at once");
-        return;
-    };
     let page = tokio::task::spawn_blocking(move || list_page(&machine, request, after)).await;
-    // A connection that is lost says so where it is heard; a page that is not made is asked for
-    // again.
-    page.into_iter().for_each(|page| drop(say.send(page)));
+    page.into_iter().for_each(|page| say.say_in_turn(page, turn));
 }
 
 /// A page of a machine's points behind `after`.
@@ -107,12 +103,12 @@ pub(super) async fn send_point(
     machine: Arc<Protected>,
     asked: PointRequest,
     connection: ConnectionHandle,
-    say: mpsc::UnboundedSender<TargetMessage>,
+    say: Speaker,
 ) {
     let request = asked.request;
     let Ok(_turn) = machine.reads.clone().try_acquire_owned() else {
         let why = format!("{READS_AT_ONCE} points of this machine are being read: try again later");
-        drop(say.send(TargetMessage::PointOpened { request, result: Err(why) }));
+        say.say(TargetMessage::PointOpened { request, result: Err(why) });
         return;
     };
     let choice = asked.point.map_or(PointChoice::Latest, PointChoice::Id);
@@ -121,13 +117,13 @@ pub(super) async fn send_point(
         Ok(Ok(view)) => view,
         Ok(Err(why)) => {
             let result = Err(bounded_text(&why).to_owned());
-            drop(say.send(TargetMessage::PointOpened { request, result }));
+            say.say(TargetMessage::PointOpened { request, result });
             return;
         }
         Err(_) => return,
     };
     let opened = OpenedPoint { point: view.point().id, size_bytes: view.size() };
-    drop(say.send(TargetMessage::PointOpened { request, result: Ok(opened) }));
+    say.say(TargetMessage::PointOpened { request, result: Ok(opened) });
     if let Err(error) = stream(view, &connection, request).await {
         tracing::warn!(%error, "a point was not sent to its end");
     }

@@ -29,9 +29,6 @@ const EVENTS_WAITING: usize = 48;
 /// Points that an agent may have read at once: each holds a thread, of which there are not many.
 pub(super) const READS_AT_ONCE: usize = 4;
 
-/// Pages of its points that an agent may ask for at once: as many as questions may wait there.
-const LISTS_AT_ONCE: usize = 16;
-
 /// The wall clock, as the log counts it.
 pub(super) fn now() -> WallTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -86,8 +83,6 @@ pub(super) struct Protected {
     pub checks: checks::Turns,
     /// Points that may still be read for its agent at once.
     pub reads: Arc<Semaphore>,
-    /// Pages of the list of points that may still be made for it at once.
-    pub lists: Arc<Semaphore>,
     /// What its agent has said of a pause, for the journal's thread.
     pub pause_word: journal::NewestWord,
     pub audit: AuditLog,
@@ -237,7 +232,6 @@ impl Registry {
             applied: AtomicU64::new(status.applied.0),
             checks: checks::Turns::default(),
             reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
-            lists: Arc::new(Semaphore::new(LISTS_AT_ONCE)),
             pause_word: journal::NewestWord::default(),
             audit: self.audit.clone(),
             ended: AtomicU64::default(),
