@@ -103,6 +103,7 @@ fn meet(input: &mut Unstructured<'_>) -> Result<()> {
     for connection in 1..=input.int_in_range(1..=3_u64)? {
         let connection = ConnectionId(connection);
         let hello = AgentMessage::Hello(Box::new(hello(input)?));
+        session.handle(TargetEvent::Arrived(connection));
         session.handle(TargetEvent::Received(connection, hello));
         let actions = session.handle(TargetEvent::Received(connection, AgentMessage::Confirmed));
         let Some(admission) = actions.into_iter().find_map(|action| match action {

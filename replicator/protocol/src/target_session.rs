@@ -18,7 +18,10 @@ use reorder::{Placed, Reorder};
 /// What happens to a machine's sessions.
 #[derive(Debug)]
 pub enum TargetEvent<F> {
-    /// An agent, whose certificate is this machine's, said something.
+    /// A connection of an agent whose certificate is this machine's stands; it has said nothing
+    /// yet.
+    Arrived(ConnectionId),
+    /// The agent of a connection said something.
     Received(ConnectionId, AgentMessage),
     /// A frame came whole, its checksum and MAC right.
     Frame(ConnectionId, FramePlace, F),
@@ -68,6 +71,8 @@ pub struct TargetSession<F> {
     past: TargetPast,
     durable: Sequence,
     state: State,
+    /// Who came last and has said nothing yet.
+    newcomer: Option<ConnectionId>,
     /// Who said hello last and has not confirmed it; the present session goes on meanwhile.
     candidate: Option<(ConnectionId, Box<Hello>)>,
     waiting: reorder::Waiting<F>,
@@ -79,7 +84,8 @@ impl<F> TargetSession<F> {
     /// A machine as the store left it, with nobody connected.
     pub fn new(machine: MachineId, past: TargetPast, durable: Sequence) -> Self {
         let waiting = reorder::Waiting::default();
-        Self { machine, past, durable, state: State::Offline, candidate: None, waiting }
+        let state = State::Offline;
+        Self { machine, past, durable, state, newcomer: None, candidate: None, waiting }
     }
 
     /// The connection whose frames are taken, if there is one.
@@ -105,6 +111,11 @@ impl<F> TargetSession<F> {
     pub fn handle(&mut self, event: TargetEvent<F>) -> Actions<F> {
         let mut actions = Vec::new();
         match event {
+            TargetEvent::Arrived(connection) => {
+                if let Some(former) = self.newcomer.replace(connection) {
+                    close_for_newer(former, &mut actions);
+                }
+            }
             TargetEvent::Received(connection, message) => {
                 self.received(connection, message, &mut actions);
             }
@@ -134,6 +145,7 @@ impl<F> TargetSession<F> {
                 self.drop_session(refusal.code, refusal.text, &mut actions);
             }
             TargetEvent::Disconnected(connection) => {
+                self.newcomer.take_if(|theirs| *theirs == connection);
                 self.candidate.take_if(|(theirs, _)| *theirs == connection);
                 if self.connection() == Some(connection) {
                     self.go_offline(&mut actions);
@@ -175,9 +187,15 @@ impl<F> TargetSession<F> {
     }
 
     fn hello(&mut self, connection: ConnectionId, hello: Box<Hello>, actions: &mut Actions<F>) {
+        // A connection that a newer one has replaced has nothing to say any more.
+        if self.newcomer.take_if(|theirs| *theirs == connection).is_none() {
+            return;
+        }
         match self.past.admit(self.machine, &hello, self.durable) {
             Ok(_) => {
-                self.candidate = Some((connection, hello));
+                if let Some((former, _)) = self.candidate.replace((connection, hello)) {
+                    close_for_newer(former, actions);
+                }
                 actions.push(TargetAction::Send(connection, TargetMessage::Confirm));
             }
             Err(refusal) => refuse(connection, refusal, actions),
@@ -290,6 +308,12 @@ impl<F> TargetSession<F> {
         self.waiting = reorder::Waiting::default();
         self.state = State::Offline;
     }
+}
+
+/// A machine has no more connections than a session, one that may become it, and one that has just
+/// come: whatever each of them may hold, it is bounded.
+fn close_for_newer<F>(former: ConnectionId, actions: &mut Actions<F>) {
+    actions.push(TargetAction::Close(former, "a newer connection has come".to_owned()));
 }
 
 fn refuse<F>(connection: ConnectionId, refusal: Refusal, actions: &mut Actions<F>) {

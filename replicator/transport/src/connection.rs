@@ -117,6 +117,11 @@ impl Connection {
         Ok(Self { handle, out, back })
     }
 
+    /// As [`ConnectionHandle::trust`].
+    pub fn trust(&self) {
+        self.handle.trust();
+    }
+
     /// Takes it apart, with the messages of this end: an agent says `AgentMessage` and hears
     /// `TargetMessage`.
     pub fn into_parts<Out: Serialize, In: DeserializeOwned>(self) -> Parts<Out, In> {
@@ -169,6 +174,12 @@ impl ConnectionHandle {
     pub async fn accept_stream(&self) -> Result<InStream> {
         let lost = |error| TransportError::of_connection(&error, None);
         InStream::accept(self.connection.accept_uni().await.map_err(lost)?).await
+    }
+
+    /// Lets the other side have a window's frames on their way: it has a session now, and a machine
+    /// has one.
+    pub fn trust(&self) {
+        tls::trust(&self.connection);
     }
 
     /// Where the other side is.

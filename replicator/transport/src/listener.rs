@@ -38,7 +38,8 @@ pub struct Arriving {
 
 /// Who came.
 pub enum Arrival {
-    /// A machine that joined earlier, proven by its certificate and still known here.
+    /// A machine that joined earlier, proven by its certificate and still known here. Until it is
+    /// trusted with more it may send messages, as little at once as a stranger, and no frames.
     Machine(MachineId, Connection),
     /// A machine that has joined just now; it will come again.
     Enrolled(MachineId, Name),
@@ -149,7 +150,6 @@ async fn identify(incoming: quinn::Incoming, site: Arc<Site>) -> Result<Arrival>
         connection.close(REMOVED_CODE.into(), text.as_bytes());
         return Err(TransportError::Protocol(text));
     }
-    tls::trust(&connection);
     Ok(Arrival::Machine(machine, Connection::accepted(connection).await?))
 }
 

@@ -85,7 +85,7 @@ pub(crate) fn server(site: &Site) -> Result<quinn::ServerConfig> {
     Ok(config)
 }
 
-/// Gives a machine that has proven who it is all that its connection needs.
+/// Gives a machine that has a session all that its connection needs.
 pub(crate) fn trust(connection: &quinn::Connection) {
     connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
     connection.set_max_concurrent_uni_streams(VarInt::from_u32(STREAMS));

@@ -7,13 +7,14 @@ use redoubt_log::frame::{Frame, FrameKey};
 use redoubt_log::segment::{ENTRY_HEADER_SIZE, entry_length};
 use redoubt_protocol::{AgentMessage, ConnectionId, FramePlace, TargetEvent, TargetMessage};
 use redoubt_transport::{
-    Connection, ConnectionHandle, FrameReceiver, InStream, Parts, TransportError,
+    Connection, ConnectionHandle, FrameReceiver, InStream, MessageReceiver, Parts, TransportError,
 };
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 /// Messages that may wait to be said: those of a line that stands still for a while. An agent gets
 /// no more acknowledgements than its window has frames, what is large waits in turn, and orders are
@@ -74,7 +75,7 @@ impl Link {
         key: FrameKey,
         events: &Sender<MachineEvent>,
     ) -> Self {
-        let Parts { mut sender, mut receiver, handle } =
+        let Parts { mut sender, receiver, handle } =
             connection.into_parts::<TargetMessage, AgentMessage>();
         let mut tasks = JoinSet::new();
         let (messages, mut to_say) = mpsc::channel::<Saying>(MESSAGES_WAITING);
@@ -91,22 +92,7 @@ impl Link {
                 tracing::debug!(%error, "a last word may not have arrived");
             }
         });
-        let told = events.clone();
-        tasks.spawn(async move {
-            loop {
-                let event = match receiver.receive().await {
-                    Ok(message) => TargetEvent::Received(id, message),
-                    Err(error) => {
-                        tracing::debug!(%error, "an agent's connection has ended");
-                        TargetEvent::Disconnected(id)
-                    }
-                };
-                let ends = matches!(event, TargetEvent::Disconnected(_));
-                if told.send(MachineEvent::Session(event)).await.is_err() || ends {
-                    return;
-                }
-            }
-        });
+        tasks.spawn(hear(id, receiver, events.clone(), HELLO_PATIENCE));
         let (told, accepting) = (events.clone(), handle.clone());
         tasks.spawn(async move {
             let mut streams = JoinSet::new();
@@ -135,20 +121,53 @@ impl Link {
         self.lists.clone().try_acquire_owned().ok()
     }
 
-    /// Ends the connection once what was said has gone out: its own end of the messages is dropped
-    /// first.
-    pub fn close(self, reason: String) {
+    /// Ends the connection once what was said has gone out, or the result is aborted: its own end of
+    /// the messages is dropped first.
+    pub fn close(self, reason: String) -> AbortHandle {
         let Self { handle, speaker, _tasks: mut tasks, .. } = self;
         drop(speaker);
         tokio::spawn(async move {
             let _ = tokio::time::timeout(CLOSE_PATIENCE, tasks.join_next()).await;
             handle.close(&reason);
-        });
+        })
+        .abort_handle()
     }
 }
 
+/// How long a connection may take to say hello: round trips, on any line that can carry a session.
+const HELLO_PATIENCE: Duration = Duration::from_secs(30);
+
 /// How long a last word may take: a round trip or two.
-pub(super) const CLOSE_PATIENCE: std::time::Duration = std::time::Duration::from_millis(500);
+pub(super) const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Hears what an agent says; one that does not begin in time has gone.
+pub(super) async fn hear(
+    id: ConnectionId,
+    mut receiver: MessageReceiver<AgentMessage>,
+    events: Sender<MachineEvent>,
+    patience: Duration,
+) {
+    let mut first = Some(tokio::time::Instant::now() + patience);
+    loop {
+        let received = match first.take() {
+            Some(deadline) => tokio::time::timeout_at(deadline, receiver.receive())
+                .await
+                .unwrap_or_else(|_| Err(TransportError::Lost("it says no hello".to_owned()))),
+            None => receiver.receive().await,
+        };
+        let event = match received {
+            Ok(message) => TargetEvent::Received(id, message),
+            Err(error) => {
+                tracing::debug!(%error, "an agent's connection has ended");
+                TargetEvent::Disconnected(id)
+            }
+        };
+        let ends = matches!(event, TargetEvent::Disconnected(_));
+        if events.send(MachineEvent::Session(event)).await.is_err() || ends {
+            return;
+        }
+    }
+}
 
 async fn receive_frames(
     id: ConnectionId,

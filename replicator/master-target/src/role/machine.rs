@@ -22,6 +22,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 /// What happens to a machine.
 pub(super) enum MachineEvent {
@@ -52,7 +53,11 @@ pub(super) struct MachineTask {
     journal: Sender<Job>,
     terms: Terms,
     session: TargetSession<AlignedBuffer>,
+    /// The session's, the one that may follow it, and the one that has just come: the session closes
+    /// all others.
     links: HashMap<ConnectionId, Link>,
+    /// The one that hears its last word.
+    closing: Option<AbortHandle>,
 }
 
 impl MachineTask {
@@ -60,7 +65,7 @@ impl MachineTask {
     pub fn new(ends: MachineEnds, terms: Terms) -> Self {
         let MachineEnds { machine, past: (past, durable), events, journal } = ends;
         let session = TargetSession::new(machine.id, past, durable);
-        Self { machine, events, journal, terms, session, links: HashMap::new() }
+        Self { machine, events, journal, terms, session, links: HashMap::new(), closing: None }
     }
 
     /// Runs as long as anybody can tell it anything.
@@ -77,6 +82,7 @@ impl MachineTask {
         match event {
             MachineEvent::Arrived(id, link) => {
                 self.links.insert(id, link);
+                self.handle(TargetEvent::Arrived(id));
             }
             MachineEvent::Session(event) => {
                 let ended = match &event {
@@ -112,6 +118,9 @@ impl MachineTask {
                 TargetAction::Fence(id, hello, admission) => self.fence(id, &hello, &admission),
                 TargetAction::Send(id, message) => {
                     if let Some(link) = self.links.get(&id) {
+                        if matches!(message, TargetMessage::Welcome(_)) {
+                            link.handle.trust();
+                        }
                         link.say(message);
                     }
                 }
@@ -119,7 +128,8 @@ impl MachineTask {
                     if let Some(link) = self.links.remove(&id) {
                         let machine = &self.machine.name;
                         tracing::info!(%machine, %reason, "closing a connection");
-                        link.close(reason);
+                        let closing = self.closing.replace(link.close(reason));
+                        closing.inspect(AbortHandle::abort);
                     }
                 }
                 TargetAction::Append(_, entry) => {

@@ -135,10 +135,22 @@ fn each_refusal_has_its_code() {
     }
 }
 
+/// A connection comes and says hello.
+fn greet(
+    session: &mut TargetSession<u32>,
+    connection: ConnectionId,
+    hello: Hello,
+) -> Vec<TargetAction<u32>> {
+    let mut actions = session.handle(TargetEvent::Arrived(connection));
+    let hello = AgentMessage::Hello(Box::new(hello));
+    actions.extend(session.handle(TargetEvent::Received(connection, hello)));
+    actions
+}
+
 fn streaming() -> TargetSession<u32> {
     let mut session = TargetSession::new(MACHINE, past(), Sequence(100));
     let one = ConnectionId(1);
-    session.handle(TargetEvent::Received(one, AgentMessage::Hello(Box::new(hello()))));
+    greet(&mut session, one, hello());
     let actions = session.handle(TargetEvent::Received(one, AgentMessage::Confirmed));
     assert!(matches!(actions[..], [TargetAction::Fence(_, _, _)]));
     let welcome = Welcome {
@@ -226,7 +238,7 @@ fn the_window_bounds_what_is_held_until_it_is_durable() {
 fn a_hello_that_nobody_confirms_disturbs_nobody() {
     let mut session = streaming();
     let dead = Hello { run: RunId([9; 16]), held: None, ..hello() };
-    session.handle(TargetEvent::Received(ConnectionId(2), AgentMessage::Hello(Box::new(dead))));
+    greet(&mut session, ConnectionId(2), dead);
     assert_eq!(appended(&mut session, place(100, 110)), [110]);
     let actions = session.handle(TargetEvent::Received(ConnectionId(2), AgentMessage::Confirmed));
     assert!(matches!(
@@ -234,4 +246,35 @@ fn a_hello_that_nobody_confirms_disturbs_nobody() {
         TargetAction::Send(ConnectionId(1), TargetMessage::Refused(refusal))
             if refusal.code == RefusalCode::NewerIncarnation
     ));
+}
+
+/// However many connections come and whatever each has said: what may be open are the session, one
+/// that may follow it, and one that has just come.
+#[test]
+fn a_machine_has_three_connections_at_most() {
+    let mut session = streaming();
+    let mut open = std::collections::BTreeSet::from([ConnectionId(1)]);
+    let mut note = |came: ConnectionId, actions: Vec<TargetAction<u32>>| {
+        open.insert(came);
+        for action in actions {
+            if let TargetAction::Close(closed, _) = action {
+                assert!(open.remove(&closed), "{closed:?} is closed twice");
+            }
+        }
+        assert!(open.len() <= 3, "{open:?}");
+        open.contains(&ConnectionId(1))
+    };
+    for number in 2..100 {
+        let connection = ConnectionId(number);
+        let stays = match number % 3 {
+            0 => note(connection, session.handle(TargetEvent::Arrived(connection))),
+            _ => note(connection, greet(&mut session, connection, hello())),
+        };
+        assert!(stays, "who only knocks does not end the session");
+    }
+    // One that was closed says hello all the same.
+    let late = AgentMessage::Hello(Box::new(hello()));
+    assert!(session.handle(TargetEvent::Received(ConnectionId(2), late)).is_empty());
+    let actions = session.handle(TargetEvent::Received(ConnectionId(98), AgentMessage::Confirmed));
+    assert!(!note(ConnectionId(98), actions), "who confirms takes the session's place");
 }

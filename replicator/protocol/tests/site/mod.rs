@@ -138,6 +138,7 @@ impl Site {
         match delivery {
             Delivery::Opened { link } => {
                 let (run, connection) = self.network.agent_end(link);
+                self.target(TargetEvent::Arrived(ConnectionId(link)));
                 if run == self.agent.run {
                     self.agent(AgentEvent::Connected(connection));
                 }

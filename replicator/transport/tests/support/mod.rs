@@ -33,7 +33,7 @@ pub async fn join(
     identity
 }
 
-/// Both ends of one connection.
+/// Both ends of one connection, of which each trusts the other.
 pub async fn meet(
     listener: &Listener,
     identity: &AgentIdentity,
@@ -44,7 +44,10 @@ pub async fn meet(
     let server = async { listener.accept().await.unwrap().finish().await };
     let (client, server) = tokio::join!(client, server);
     match server? {
-        Arrival::Machine(machine, connection) => Ok((client?, machine, connection)),
+        Arrival::Machine(machine, connection) => {
+            connection.trust();
+            Ok((client?, machine, connection))
+        }
         _ => panic!("a machine that has joined came to join"),
     }
 }

@@ -1,6 +1,7 @@
 //! What a machine's task does with an agent that misbehaves, over real connections and with a real
 //! store; the test drives the task, so that it knows what comes one after the other.
 
+use super::super::connection::hear;
 use super::super::protected::{Registry, now};
 use super::*;
 use crate::store::{Store, StoreOptions};
@@ -163,5 +164,52 @@ async fn an_agent_that_does_not_read_is_closed_and_not_waited_for() {
     target.until(|task| task.session.streaming().is_none() && task.links.is_empty()).await;
     let ended = agent.handle.closed().await.to_string();
     assert!(ended.contains("does not read"), "{ended}");
+    target.stop().await;
+}
+
+#[tokio::test]
+async fn connections_of_one_machine_are_few_and_hold_little_before_the_welcome() {
+    let base = tempfile::tempdir().unwrap();
+    let mut target = Target::start(base.path()).await;
+    let mut idle = Vec::new();
+    for _ in 0..10 {
+        idle.push(target.connect().await);
+        assert_eq!(target.task.links.len(), 1);
+    }
+    for (_, agent) in idle.drain(..9) {
+        agent.handle.closed().await;
+    }
+    let (id, mut agent) = idle.pop().unwrap();
+    agent.sender.send(&hello(target.identity.machine)).await.unwrap();
+    let event = target.task.events.recv().await.unwrap();
+    target.task.take(event);
+    tokio::select! {
+        biased;
+        _ = agent.handle.open_frames() => panic!("it may send frames before the welcome"),
+        told = agent.receiver.receive() => assert_eq!(told.unwrap(), TargetMessage::Confirm),
+    }
+    agent.sender.send(&AgentMessage::Confirmed).await.unwrap();
+    target.until(|task| task.session.streaming() == Some(id)).await;
+    agent.handle.open_frames().await.unwrap();
+    for _ in 0..10 {
+        idle.push(target.connect().await);
+        assert!(target.task.links.len() == 2 && target.task.links.contains_key(&id));
+    }
+    target.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_says_no_hello_has_gone() {
+    let base = tempfile::tempdir().unwrap();
+    let mut target = Target::start(base.path()).await;
+    let dialled = connect(&target.identity, &target.address);
+    let (_agent, arrived) = tokio::join!(dialled, target.arrived.recv());
+    let parts = arrived.unwrap().into_parts::<TargetMessage, AgentMessage>();
+    let (told, mut events) = mpsc::channel(1);
+    hear(ConnectionId(9), parts.receiver, told, Duration::from_millis(10)).await;
+    let event = events.recv().await;
+    let Some(MachineEvent::Session(TargetEvent::Disconnected(ConnectionId(9)))) = event else {
+        panic!("it may stay for ever");
+    };
     target.stop().await;
 }
