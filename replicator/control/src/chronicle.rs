@@ -2,6 +2,7 @@
 //! that finds no room waits for it; meanwhile what follows it is not lost, but told as one change.
 
 use crate::audit::{AuditEntry, AuditLog};
+use crate::lines::Lines;
 use crate::status::{DiskState, TrackerMode};
 use redoubt_log::Name;
 use std::collections::{BTreeMap, VecDeque};
@@ -20,6 +21,12 @@ const HOLD: Duration = Duration::from_millis(500);
 /// Between two entries of one count for one reason: where it rises all the time, the log must not
 /// be full of it.
 const COUNT_EVERY: Duration = Duration::from_secs(10);
+
+/// Lines of one machine at once, and how long each takes to come back: one of 63 disks begins, ends
+/// and begins again without a pause, and one whose agent is hostile, or whose line is bad for weeks,
+/// leaves the log to others. Meanwhile its changes wait, and are told as one.
+const LINES: u32 = 256;
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// What the status shows of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +77,7 @@ impl<T> Default for Lasting<T> {
 
 impl<T: Clone + PartialEq> Lasting<T> {
     /// Whether this value is to be written now.
-    fn is_news(&mut self, value: &T, now: Instant) -> bool {
+    fn is_news(&mut self, value: &T, now: Instant, lines: &mut Lines) -> bool {
         if self.written.as_ref() == Some(value) {
             self.other = None;
             return false;
@@ -82,7 +89,7 @@ impl<T: Clone + PartialEq> Lasting<T> {
                 now
             }
         };
-        if now.saturating_duration_since(since) < HOLD {
+        if now.saturating_duration_since(since) < HOLD || lines.next(now).is_none() {
             return false;
         }
         (self.written, self.other) = (Some(value.clone()), None);
@@ -100,10 +107,11 @@ struct Count {
 
 impl Count {
     /// Whether this count is to be written now; one that begins anew with a role is none.
-    fn is_news(&mut self, count: u64, why: &str, now: Instant) -> bool {
+    fn is_news(&mut self, count: u64, why: &str, now: Instant, lines: &mut Lines) -> bool {
         self.written = self.written.min(count);
         let is_due = self.at.is_none_or(|at| now.saturating_duration_since(at) >= COUNT_EVERY);
         let is_news = count > self.written && (is_due || why != self.why);
+        let is_news = is_news && lines.next(now).is_some();
         if is_news {
             *self = Self { written: count, why: why.to_owned(), at: Some(now) };
         }
@@ -111,11 +119,12 @@ impl Count {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct MachineTold {
     sessions: u64,
     connected: bool,
     disks: BTreeMap<Name, DiskTold>,
+    lines: Lines,
 }
 
 #[derive(Debug, Default)]
@@ -139,15 +148,16 @@ impl Chronicle {
     pub fn look(&mut self, machines: &[MachineSight], now: Instant) -> Vec<AuditEntry> {
         let mut entries = Vec::new();
         for machine in machines {
-            let told = self.machines.entry(machine.name.clone()).or_default();
-            told.look_at_session(machine, &mut entries);
+            let new = || MachineTold::new(now);
+            let told = self.machines.entry(machine.name.clone()).or_insert_with(new);
+            told.look_at_session(machine, now, &mut entries);
             for disk in &machine.disks {
                 let object = format!("{}/{}", machine.name, disk.name);
                 told.disks.entry(disk.name.clone()).or_default().look(
                     disk,
                     &object,
                     now,
-                    &mut entries,
+                    (&mut told.lines, &mut entries),
                 );
             }
             told.disks.retain(|name, _| machine.disks.iter().any(|disk| disk.name == *name));
@@ -158,12 +168,26 @@ impl Chronicle {
 }
 
 impl MachineTold {
-    fn look_at_session(&mut self, machine: &MachineSight, entries: &mut Vec<AuditEntry>) {
+    fn new(now: Instant) -> Self {
+        let lines = Lines::new(LINES, LINE_EVERY, now);
+        Self { sessions: 0, connected: false, disks: BTreeMap::new(), lines }
+    }
+
+    fn look_at_session(
+        &mut self,
+        machine: &MachineSight,
+        now: Instant,
+        entries: &mut Vec<AuditEntry>,
+    ) {
         let mut say = |outcome| {
             entries.push(AuditEntry::now("session", machine.name.as_str(), outcome, None))
         };
         let is_new = machine.sessions > self.sessions;
-        if self.connected && (is_new || !machine.connected) {
+        let ends = self.connected && (is_new || !machine.connected);
+        if (is_new || ends) && self.lines.next(now).is_none() {
+            return;
+        }
+        if ends {
             say("offline");
         }
         if is_new {
@@ -183,30 +207,30 @@ impl DiskTold {
         disk: &DiskSight,
         object: &str,
         now: Instant,
-        entries: &mut Vec<AuditEntry>,
+        (lines, entries): (&mut Lines, &mut Vec<AuditEntry>),
     ) {
         let mut say = |action, outcome: &str, reason| {
             entries.push(AuditEntry::now(action, object, outcome, reason));
         };
-        if self.losses.is_news(disk.losses, "", now) {
+        if self.losses.is_news(disk.losses, "", now, lines) {
             say("losses", &disk.losses.to_string(), None);
         }
-        if self.misses.is_news(disk.misses, "", now) {
+        if self.misses.is_news(disk.misses, "", now, lines) {
             say("misses", &disk.misses.to_string(), None);
         }
         let (gaps, why) = &disk.gaps;
-        if self.gaps.is_news(*gaps, why, now) {
+        if self.gaps.is_news(*gaps, why, now, lines) {
             say("gap", &format!("{gaps} in this run"), Some(why.clone()));
         }
         if disk.harm != self.harm {
             say("harm", if disk.harm.is_some() { "found" } else { "over" }, disk.harm.clone());
             self.harm.clone_from(&disk.harm);
         }
-        if self.state.is_news(&(disk.state, disk.reason.clone()), now) {
+        if self.state.is_news(&(disk.state, disk.reason.clone()), now, lines) {
             say("state", disk.state.as_str(), disk.reason.clone());
         }
         if let Some(mode) = disk.mode
-            && self.mode.is_news(&mode, now)
+            && self.mode.is_news(&mode, now, lines)
         {
             say("mode", mode.as_str(), None);
         }

@@ -8,6 +8,7 @@ pub mod chronicle;
 pub mod config;
 pub mod exit;
 pub mod inspection;
+pub mod lines;
 pub mod options;
 pub mod request;
 pub mod response;

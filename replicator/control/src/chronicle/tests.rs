@@ -114,6 +114,29 @@ fn what_flickers_is_no_change_and_what_is_short_and_counted_is_one() {
     assert_eq!(chronicle.look(&[machine(DiskSight { losses: 1, ..disk() })], now).len(), 1);
 }
 
+/// Its agent says another reason all the time, comes and goes, and loses ever more.
+#[test]
+fn a_machine_that_changes_all_the_time_does_not_fill_the_log() {
+    let (mut chronicle, mut now) = begun();
+    let (mut told, mut bytes) = (Vec::new(), 0);
+    for round in 0..36_000_u64 {
+        now += LOOK_EVERY;
+        let reason = Some(format!("{} {}", round / 6, "x".repeat(190)));
+        let disk = DiskSight { reason, losses: round, misses: round, ..disk() };
+        let sight = MachineSight { sessions: 1 + round, ..machine(disk) };
+        for entry in chronicle.look(&[sight], now) {
+            bytes += serde_json::to_vec(&entry).unwrap().len();
+            told.push(entry);
+        }
+    }
+    // An hour of it: 256 at once and 360 more, a session's being two.
+    assert!(told.len() <= 2 * (256 + 360) && bytes < 1 << 19, "{} of {bytes} bytes", told.len());
+    // What stands at last is told all the same.
+    now += LINE_EVERY * 8;
+    let last = settle(&mut chronicle, &machine(disk()), &mut now);
+    assert!(last.contains(&"state db/sda streaming".to_owned()), "{last:?}");
+}
+
 #[test]
 fn who_is_gone_begins_anew() {
     let (mut chronicle, mut now) = begun();

@@ -9,6 +9,7 @@ use crate::store::{Admitted, DiskSpec, HelloAnswer, Placement, StoreError};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use crossbeam::sync::Unparker;
 use redoubt_control::Response;
+use redoubt_control::lines::Lines;
 use redoubt_engine::buffer::AlignedBuffer;
 use redoubt_log::{DiskSet, Sequence};
 use redoubt_protocol::{PauseWord, TargetMessage};
@@ -73,35 +74,6 @@ impl NewestWord {
 const LINES: u32 = 16;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Bounds what an agent may cause to be written.
-struct Lines {
-    left: u32,
-    since: Instant,
-    unwritten: u64,
-}
-
-impl Lines {
-    fn new(now: Instant) -> Self {
-        Self { left: LINES, since: now, unwritten: 0 }
-    }
-
-    /// Whether there may be a line now, and how many there were not before it.
-    fn next(&mut self, now: Instant) -> Option<u64> {
-        while self.left < LINES && now.saturating_duration_since(self.since) >= LINE_EVERY {
-            (self.left, self.since) = (self.left + 1, self.since + LINE_EVERY);
-        }
-        if self.left == LINES {
-            self.since = now;
-        }
-        if self.left == 0 {
-            self.unwritten += 1;
-            return None;
-        }
-        self.left -= 1;
-        Some(std::mem::take(&mut self.unwritten))
-    }
-}
-
 /// A running thread.
 pub(super) struct JournalThread {
     pub jobs: Sender<Job>,
@@ -116,7 +88,7 @@ pub(super) fn start(
     let (jobs, todo) = unbounded();
     let ended = machine.store.let_go();
     let (waiting, full, not_placed) = Default::default();
-    let lines = || Lines::new(Instant::now());
+    let lines = || Lines::new(LINES, LINE_EVERY, Instant::now());
     let (pauses, resyncs, suspicions) = (lines(), lines(), lines());
     // Those that a start finds were told when they came.
     drop(machine.store.take_suspicions());
@@ -379,17 +351,5 @@ mod tests {
         }
         assert_eq!((jobs, newest.take(), newest.take()), (1, Some(word), None));
         assert!(newest.put(word));
-    }
-
-    #[test]
-    fn an_agent_that_flips_its_pause_does_not_fill_the_audit_log() {
-        let start = Instant::now();
-        let mut lines = Lines::new(start);
-        let at = |tenths: u32| start + Duration::from_millis(100) * tenths;
-        let written = (0..1000).filter(|tenths| lines.next(at(*tenths)).is_some()).count();
-        assert!((16..=26).contains(&written), "{written}");
-        // Those that are missing are told of.
-        assert!(lines.next(at(2000)).unwrap() > 0);
-        assert_eq!(lines.next(at(2001)), Some(0));
     }
 }

@@ -7,7 +7,7 @@ use super::connection::Link;
 use super::journal::{Fence, Job};
 use super::points::{PointRequest, send_page, send_point};
 use super::protected::{MachineEnds, Protected, Said};
-use super::{checks, verify};
+use super::{checks, report, verify};
 use crate::store::{Admitted, DiskSpec, HelloAnswer, StoreError};
 use crossbeam::channel::Sender;
 use redoubt_engine::buffer::AlignedBuffer;
@@ -176,7 +176,8 @@ impl MachineTask {
     fn deliver(&mut self, message: AgentMessage) {
         match message {
             AgentMessage::Report(report) => {
-                self.machine.live().said = Some(Said { at: Instant::now(), report });
+                let said = Said { at: Instant::now(), report: report::bounded(report) };
+                self.machine.live().said = Some(said);
             }
             AgentMessage::Marked { request, result } => {
                 if let Some(reply) = self.machine.live().marks.remove(&request) {

@@ -14,6 +14,7 @@ mod machine;
 mod operator;
 mod points;
 mod protected;
+mod report;
 mod status;
 mod suspicion;
 mod unopened;
