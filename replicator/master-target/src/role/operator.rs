@@ -62,8 +62,15 @@ impl Control {
             machine.store.check_unread().map_err(Response::failed)?;
         }
         let set = set_of(disks.iter());
-        let active = set_of(disks.iter().filter(|disk| disk.protection.is_active()));
-        let let_go_before = disks.iter().all(|disk| disk.protection == Protection::EndedByAgent);
+        // What the journal has and no sync has followed may yet be lost: it is no word of the agent.
+        let before = machine.store.let_go();
+        let is_over = |disk: &DiskStatus| match disk.protection {
+            Protection::Active => false,
+            Protection::EndedByAgent => before.contains(disk.index),
+            Protection::EndedByTarget | Protection::Deleted => true,
+        };
+        let active = set_of(disks.iter().filter(|disk| !is_over(disk)));
+        let let_go_before = disks.iter().all(|disk| before.contains(disk.index));
         machine.store.end_protection(set).map_err(Response::failed)?;
         machine.note_ended(set);
         say(machine, TargetMessage::Unprotect { disks: set });

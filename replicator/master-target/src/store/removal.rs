@@ -5,7 +5,7 @@
 use super::error::{Result, StoreError};
 use super::layout::MachineLayout;
 use super::machine::StoreMachine;
-use super::manifest::{Manifest, Protection, RetentionSpan};
+use super::manifest::{Disk, Manifest, Protection, RetentionSpan};
 use super::points::drain_unneeded;
 use super::root::Store;
 use super::rules::{Rule, holds};
@@ -28,7 +28,12 @@ impl StoreMachine {
 
     /// Disks that the agent has let go, as the log says up to its durable end.
     pub fn let_go(&self) -> DiskSet {
-        lock(&self.shared.journal).let_go
+        let mut let_go = lock(&self.shared.journal).let_go;
+        // Of what was applied the journal may have gone.
+        let manifest = lock(&self.shared.manifest);
+        let by_agent = |disk: &&Disk| disk.protection == Protection::EndedByAgent;
+        manifest.disks.iter().filter(by_agent).for_each(|disk| let_go.insert(disk.index));
+        let_go
     }
 
     /// What a disk is called here, also one whose replica was deleted.

@@ -4,7 +4,11 @@ use super::*;
 use crate::store::{Admitted, DiskSpec, Store, StoreOptions};
 use redoubt_control::{AuditEntry, Handler, Peer, Responder, SocketError};
 use redoubt_engine::uring_directory::{UringOptions, open_directory};
-use redoubt_log::{DiskIndex, Incarnation, MachineId, WallTime};
+use redoubt_log::frame::{FrameBuilder, FrameKey, FrameLimits, FrameMeta, FramePool, SealBuffers};
+use redoubt_log::segment::{ENTRY_HEADER_SIZE, entry_length};
+use redoubt_log::{
+    DiskIndex, Generation, Incarnation, MachineId, Record, RoleEpoch, Sequence, WallTime,
+};
 use redoubt_protocol::PauseWord;
 use std::sync::Arc;
 
@@ -99,6 +103,46 @@ fn an_agent_that_was_not_heard_has_let_nothing_go() {
         assert!(told.contains("it had ended here before"), "{told}");
         assert!(!told.contains("has let it go"), "{told}");
     }
+    control.registry.stop();
+}
+
+/// The journal's entry of a frame that lets a disk go.
+fn letting_go(generation: Generation, disk: DiskIndex) -> Vec<u8> {
+    let mut builder = FrameBuilder::new(FrameLimits::default(), &FramePool::new(1));
+    builder.push(Record::DiskRemoved { disk }, &[]).unwrap();
+    let frame = builder.finish(&FrameMeta {
+        machine: MACHINE,
+        generation,
+        incarnation: Incarnation(1),
+        role_epoch: RoleEpoch(0),
+        first: Sequence(1),
+        previous: Sequence(0),
+        earliest: WallTime(1),
+        latest: WallTime(1),
+        ends_at_write_boundary: true,
+    });
+    let sealed = frame.seal(&FrameKey::new([1; 32]), &mut SealBuffers::default());
+    let mut entry = vec![0; entry_length(sealed.bytes().len())];
+    entry[ENTRY_HEADER_SIZE..][..sealed.bytes().len()].copy_from_slice(sealed.bytes());
+    entry
+}
+
+/// The agent's word is in the journal, and no sync has followed: a power cut would take it back.
+#[test]
+fn what_is_not_durable_was_not_said_by_the_agent() {
+    let data = tempfile::tempdir().unwrap();
+    let control = target(data.path());
+    let machine = protect(&control, MACHINE, "web");
+    let mut entry = letting_go(machine.store.status().generation, DiskIndex(1));
+    let appended = machine.store.append(&mut [&mut entry]);
+    assert!(appended.stopped.is_none(), "{:?}", appended.stopped);
+    let second: Name = "second".parse().unwrap();
+    let ending = Ending { disk: Some(&second), delete_replica: false };
+    let told = said(control.unprotect(&machine, &ending));
+    assert!(told.contains("lets it go when it comes"), "{told}");
+    machine.store.commit().unwrap();
+    let told = said(control.unprotect(&machine, &ending));
+    assert!(told.contains("had let it go before"), "{told}");
     control.registry.stop();
 }
 
