@@ -2,16 +2,24 @@
 //! are given goes out. It decides nothing; the session does.
 
 use bytes::Bytes;
-use redoubt_protocol::{AgentMessage, ConnectionId, FRAME_STREAMS, TargetMessage};
+use redoubt_protocol::{AgentMessage, ConnectionId, FRAME_STREAMS, TargetMessage, WINDOW_FRAMES};
 use redoubt_transport::{
     AgentIdentity, Connection, ConnectionHandle, InStream, Parts, PointReceiver, TransportError,
     connect,
 };
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
 
-/// What a connection's tasks tell. The channel is unbounded, but the session's window bounds what
-/// is under way.
+/// Events that may wait for the session: a round trip's acknowledgements. Where it is slower, the
+/// connection is not read meanwhile.
+pub(crate) const EVENTS_WAITING: usize = 64;
+
+/// Messages that may wait to be said: those of a line that stands still until it is given up. There
+/// are a few a second.
+const MESSAGES_WAITING: usize = 256;
+
+/// What a connection's tasks tell.
 pub(crate) enum LinkEvent {
     /// It stands.
     Connected(ConnectionId, Box<Connection>),
@@ -27,8 +35,9 @@ pub(crate) enum LinkEvent {
 pub(crate) struct Link {
     id: ConnectionId,
     handle: ConnectionHandle,
-    messages: UnboundedSender<AgentMessage>,
-    frames: Vec<UnboundedSender<Bytes>>,
+    messages: Sender<AgentMessage>,
+    /// Of the frames of a window.
+    frames: Vec<Sender<Bytes>>,
     /// Ends the tasks when dropped.
     _tasks: JoinSet<()>,
 }
@@ -37,7 +46,7 @@ pub(crate) struct Link {
 pub(crate) fn dial(
     id: ConnectionId,
     identity: AgentIdentity,
-    events: UnboundedSender<LinkEvent>,
+    events: Sender<LinkEvent>,
 ) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         let event = match connect(&identity, &identity.address).await {
@@ -45,26 +54,22 @@ pub(crate) fn dial(
             Err(error) => LinkEvent::Disconnected(id, error),
         };
         // Nobody listens any more only when the agent ends.
-        let _ = events.send(event);
+        let _ = events.send(event).await;
     })
 }
 
 impl Link {
     /// Starts the tasks of a connection.
-    pub fn new(
-        id: ConnectionId,
-        connection: Connection,
-        events: &UnboundedSender<LinkEvent>,
-    ) -> Self {
+    pub fn new(id: ConnectionId, connection: Connection, events: &Sender<LinkEvent>) -> Self {
         let Parts { mut sender, mut receiver, handle } =
             connection.into_parts::<AgentMessage, TargetMessage>();
         let mut tasks = JoinSet::new();
-        let (messages, mut to_say) = mpsc::unbounded_channel::<AgentMessage>();
+        let (messages, mut to_say) = mpsc::channel::<AgentMessage>(MESSAGES_WAITING);
         let told = events.clone();
         tasks.spawn(async move {
             while let Some(message) = to_say.recv().await {
                 if let Err(error) = sender.send(&message).await {
-                    let _ = told.send(LinkEvent::Disconnected(id, error));
+                    let _ = told.send(LinkEvent::Disconnected(id, error)).await;
                     return;
                 }
             }
@@ -77,7 +82,7 @@ impl Link {
                     Err(error) => LinkEvent::Disconnected(id, error),
                 };
                 let ends = matches!(event, LinkEvent::Disconnected(..));
-                if told.send(event).is_err() || ends {
+                if told.send(event).await.is_err() || ends {
                     return;
                 }
             }
@@ -86,13 +91,13 @@ impl Link {
         tasks.spawn(async move {
             while let Ok(stream) = accepting.accept_stream().await {
                 if let InStream::Point(point) = stream {
-                    let _ = told.send(LinkEvent::Point(point));
+                    let _ = told.send(LinkEvent::Point(point)).await;
                 }
             }
         });
         let frames = (0..FRAME_STREAMS)
             .map(|_| {
-                let (frames, waiting) = mpsc::unbounded_channel();
+                let (frames, waiting) = mpsc::channel(WINDOW_FRAMES);
                 tasks.spawn(send_frames(id, handle.clone(), waiting, events.clone()));
                 frames
             })
@@ -107,12 +112,19 @@ impl Link {
 
     /// Says a message; a connection that has ended says so by its own event.
     pub fn say(&self, message: AgentMessage) {
-        let _ = self.messages.send(message);
+        self.put(&self.messages, message);
     }
 
     /// Puts a frame on a stream.
     pub fn send_frame(&self, stream: usize, frame: Bytes) {
-        let _ = self.frames[stream].send(frame);
+        self.put(&self.frames[stream], frame);
+    }
+
+    /// A target that lets these fill does not read, or acknowledges what it was not sent.
+    fn put<T>(&self, to: &Sender<T>, what: T) {
+        if let Err(TrySendError::Full(_)) = to.try_send(what) {
+            self.handle.close("the target does not take what it is sent");
+        }
     }
 
     /// Ends the connection.
@@ -124,8 +136,8 @@ impl Link {
 async fn send_frames(
     id: ConnectionId,
     handle: ConnectionHandle,
-    mut waiting: UnboundedReceiver<Bytes>,
-    events: UnboundedSender<LinkEvent>,
+    mut waiting: Receiver<Bytes>,
+    events: Sender<LinkEvent>,
 ) {
     let run = async {
         let mut stream = handle.open_frames().await?;
@@ -135,6 +147,6 @@ async fn send_frames(
         Ok(())
     };
     if let Err(error) = run.await {
-        let _ = events.send(LinkEvent::Disconnected(id, error));
+        let _ = events.send(LinkEvent::Disconnected(id, error)).await;
     }
 }

@@ -3,7 +3,7 @@
 //! tracker, in a thread of its own, keeps it waiting only with a full queue of commands.
 
 use crate::error::AgentError;
-use crate::link::{Link, LinkEvent, dial};
+use crate::link::{EVENTS_WAITING, Link, LinkEvent, dial};
 use crate::marks::MarkRequest;
 use crate::owner::{Command, Shared};
 use crate::pause::PauseOrder;
@@ -75,7 +75,7 @@ pub(crate) struct Driver {
     waiting: Option<Sealed>,
     wake: Option<Instant>,
     pending: Pending,
-    events: (UnboundedSender<LinkEvent>, UnboundedReceiver<LinkEvent>),
+    events: (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>),
     marks: (UnboundedSender<TargetMark>, UnboundedReceiver<TargetMark>),
     /// What a verify that the target asks for tells it; two messages a second at most.
     verified: (UnboundedSender<AgentMessage>, UnboundedReceiver<AgentMessage>),
@@ -109,7 +109,7 @@ impl Driver {
             waiting: None,
             wake: Some(Instant::now()),
             pending: Pending::default(),
-            events: mpsc::unbounded_channel(),
+            events: mpsc::channel(EVENTS_WAITING),
             marks: mpsc::unbounded_channel(),
             verified: mpsc::unbounded_channel(),
             verifies: HashMap::new(),

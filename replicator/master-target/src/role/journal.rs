@@ -92,8 +92,19 @@ pub(super) fn start(
     let (pauses, resyncs, suspicions) = (lines(), lines(), lines());
     // Those that a start finds were told when they came.
     drop(machine.store.take_suspicions());
-    let mut journal =
-        Journal { machine, apply, waiting, full, ended, not_placed, pauses, resyncs, suspicions };
+    let told_of_clock = false;
+    let mut journal = Journal {
+        machine,
+        apply,
+        waiting,
+        full,
+        ended,
+        not_placed,
+        pauses,
+        resyncs,
+        suspicions,
+        told_of_clock,
+    };
     let thread = std::thread::Builder::new()
         .name("journal".to_owned())
         .spawn(move || journal.run(&todo))
@@ -117,6 +128,8 @@ struct Journal {
     resyncs: Lines,
     /// What is written down of points that have become suspect.
     suspicions: Lines,
+    /// Whether the agent of this session was said to have a clock that nobody can follow.
+    told_of_clock: bool,
 }
 
 impl Journal {
@@ -214,6 +227,9 @@ impl Journal {
         let Some(word) = machine.pause_word.take() else { return };
         let known = machine.store.status().pause;
         if word > known && !word.can_be_followed() {
+            if std::mem::replace(&mut self.told_of_clock, true) {
+                return;
+            }
             let (machine, said_at) = (&machine.name, word.said_at.0);
             tracing::error!(%machine, said_at, "the agent's word on a pause is not kept: no later \
                  one could follow; set its clock and say it again");
@@ -265,6 +281,7 @@ impl Journal {
         // What found no room until now was never acknowledged: the new session sends it again.
         self.waiting.clear();
         self.set_full(None);
+        self.told_of_clock = false;
         let store = &self.machine.store;
         let waited = store.waiting();
         let answer = if fence.first { store.check_first(&fence.disks) } else { Ok(()) }
