@@ -55,6 +55,8 @@ const SNAPSHOT_EVERY: Duration = Duration::from_millis(250);
 /// How often the bitmap is cut where it can be: what a restart has to read again was written within
 /// two of these.
 const ROTATE_EVERY: Duration = Duration::from_secs(5);
+/// A write may be in flight for so long, and at most twice that, before it is let go.
+const OVERDUE_AFTER: Duration = Duration::from_secs(30);
 
 /// What the owner is told.
 pub(crate) enum Command {
@@ -111,6 +113,8 @@ pub(crate) struct Owner {
     pub remembered: Instant,
     overloaded: bool,
     rotated: Instant,
+    /// When writes that do not end were last looked for.
+    looked_for_overdue: Instant,
     /// No read is issued before this.
     read_again: Instant,
     /// Since when not all of every disk is in the log.
@@ -193,6 +197,7 @@ impl Owner {
             remembered: now,
             overloaded: false,
             rotated: now,
+            looked_for_overdue: now,
             read_again: now,
             behind_since: Some(now),
             sequences_used: Sequence(0),
@@ -322,6 +327,10 @@ impl Owner {
         let log = self.log.as_mut().expect("only called with a log");
         let more = self.tracking.pump(&mut self.source, log)?;
         self.coverage.drained(self.tracking.drained());
+        if !more && now.1 - self.looked_for_overdue >= OVERDUE_AFTER {
+            self.looked_for_overdue = now.1;
+            self.tracking.look_for_overdue(&mut self.source);
+        }
         // Before finished reads are logged: a point stands right behind what was just checked.
         self.take_points(now.1)?;
         self.tell_ends();

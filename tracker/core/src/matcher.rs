@@ -44,7 +44,14 @@ pub(crate) struct Matcher {
     fronts: HashMap<BioKey, BioKey>,
     overlaps: RangeMap<Overlap>,
     submissions: u64,
+    /// The newest submission when [`overdue`](Matcher::overdue) was last asked.
+    looked_at: u64,
+    /// Taken for ended without having been seen to end, and how often it was asked since.
+    overdue: HashMap<BioKey, u32>,
 }
+
+/// After so many further looks at what is overdue a completion counts as missed for good.
+const LOOKS_UNTIL_MISSED: u32 = 10;
 
 /// What a completion asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -53,16 +60,27 @@ pub(crate) struct Settle {
     pub ranges: Vec<ByteRange>,
 }
 
+/// What has been in flight for too long.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Overdue {
+    /// Where: to be read again.
+    pub settle: Settle,
+    /// Writes that were overdue long ago and have not ended since.
+    pub missed: u64,
+}
+
 impl Matcher {
     /// A write was queued. If an earlier one of the same key was in flight, its completion was
     /// missed: what to read.
     pub fn submitted(&mut self, bio: BioKey, range: ByteRange, captured: bool) -> Option<Settle> {
         self.fronts.remove(&bio);
+        let was_overdue = self.overdue.remove(&bio).map(|_| Settle::default());
         let missed = self.remove(bio).map(|write| {
             let mut settle = Settle { ranges: vec![write.range] };
             self.settle_overlaps(write.range, &mut settle);
             settle
         });
+        let missed = missed.or(was_overdue);
         self.submissions += 1;
         let number = SubmissionNumber(self.submissions);
         if holds(Rule::OverlapSettles) {
@@ -104,6 +122,7 @@ impl Matcher {
         let owner = self.fronts.get(&bio).copied().unwrap_or(bio);
         let Some(write) = self.writes.get_mut(&owner).filter(|write| write.range.contains(&range))
         else {
+            self.overdue.remove(&bio);
             return self.unmatched(range);
         };
         write.ended.insert(range);
@@ -136,6 +155,30 @@ impl Matcher {
         }
         self.settle_overlaps(range, &mut settle);
         settle
+    }
+
+    /// Lets go of what was in flight already when this was last asked: its completion was missed,
+    /// or the device takes long, and until it ends nothing that overlaps it could settle. Should it
+    /// end yet, that is a completion without a submission, which puts the range into `D` again.
+    pub fn overdue(&mut self) -> Overdue {
+        let mut overdue = Overdue::default();
+        self.overdue.retain(|_, looks| {
+            *looks += 1;
+            overdue.missed += u64::from(*looks > LOOKS_UNTIL_MISSED);
+            *looks <= LOOKS_UNTIL_MISSED
+        });
+        let is_old = |write: &InFlight| write.number.0 <= self.looked_at;
+        let old = self.writes.iter().filter(|(_, write)| is_old(write));
+        for bio in old.map(|(bio, _)| *bio).collect::<Vec<_>>() {
+            let Some(write) = self.remove(bio) else { continue };
+            if holds(Rule::OverdueSettles) {
+                overdue.settle.ranges.push(write.range);
+            }
+            self.settle_overlaps(write.range, &mut overdue.settle);
+            self.overdue.insert(bio, 0);
+        }
+        self.looked_at = self.submissions;
+        overdue
     }
 
     /// Moves every part of an overlap on which nothing is in flight any more to `settle`.
@@ -235,6 +278,41 @@ mod tests {
 
     fn range(offset: u64, length: u64) -> ByteRange {
         ByteRange::new(offset, length)
+    }
+
+    #[test]
+    fn what_does_not_end_is_let_go_and_read_again() {
+        let mut matcher = Matcher::default();
+        matcher.submitted(A, range(0, 4096), true);
+        assert_eq!(matcher.overdue(), Overdue::default());
+        matcher.submitted(B, range(0, 4096), true);
+        matcher.completed(B, range(0, 4096), false);
+        assert!(matcher.holds_points(), "the older one may still land");
+        let overdue = matcher.overdue();
+        assert!(overdue.settle.ranges.contains(&range(0, 4096)));
+        assert_eq!((matcher.count(), matcher.holds_points()), (0, false));
+    }
+
+    #[test]
+    fn what_was_only_slow_is_read_again_at_its_end_and_not_missed() {
+        let mut matcher = Matcher::default();
+        matcher.submitted(A, range(0, 4096), true);
+        (0..2).for_each(|_| drop(matcher.overdue()));
+        assert_eq!(matcher.completed(A, range(0, 4096), false).ranges, [range(0, 4096)]);
+        assert!((0..=LOOKS_UNTIL_MISSED).all(|_| matcher.overdue().missed == 0));
+        assert_eq!(matcher.submitted(A, range(0, 4096), true), None);
+    }
+
+    #[test]
+    fn what_stays_overdue_was_missed() {
+        let mut matcher = Matcher::default();
+        matcher.submitted(A, range(0, 4096), true);
+        matcher.submitted(B, range(8192, 4096), true);
+        (0..2).for_each(|_| drop(matcher.overdue()));
+        assert!(matcher.submitted(A, range(0, 4096), true).is_some(), "its key is queued again");
+        matcher.completed(A, range(0, 4096), false);
+        let missed: u64 = (0..=LOOKS_UNTIL_MISSED).map(|_| matcher.overdue().missed).sum();
+        assert_eq!(missed, 1, "the other one is given up in time, and once");
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub(crate) enum Rule {
     UncapturedKeepsDemand,
     /// An overlap whose newest submission has completed holds back points until it is settled.
     OverlapHoldsPoints,
+    /// A write that has been in flight for very long is let go, and its range read again.
+    OverdueSettles,
     /// A check leaves out what was in flight when its read began.
     ChecksMaskBeforeStart,
     /// A check leaves out what was submitted between its read's start and its point.

@@ -90,6 +90,21 @@ impl Disk {
         news
     }
 
+    /// Reads again where a write has been in flight since before this was last asked.
+    pub fn look_for_overdue<S: ChangeSource>(&mut self, source: &mut S) {
+        let overdue = self.matcher.overdue();
+        let ranges = overdue.settle.ranges;
+        if !ranges.is_empty() {
+            let (disk, ranges) = (self.index, ranges.len());
+            tracing::warn!(%disk, ranges, "writes do not end: where they are is read again");
+        }
+        for range in ranges {
+            source.mark(self.index, range);
+            self.want(range);
+        }
+        self.missed += overdue.missed;
+    }
+
     /// Whether submissions were missed since this was last asked. Their completions have marked
     /// what they wrote.
     pub fn unmarked_since<S: ChangeSource>(&mut self, source: &S) -> bool {

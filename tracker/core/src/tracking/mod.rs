@@ -216,6 +216,15 @@ impl Tracking {
         Ok(())
     }
 
+    /// Lets go of every write that was in flight already at the last call, and reads its range
+    /// again. To be called at long intervals, with the ring drained: an end that still waits in
+    /// there would be taken for missing.
+    pub fn look_for_overdue<S: ChangeSource>(&mut self, source: &mut S) {
+        for disk in &mut self.disks {
+            disk.look_for_overdue(source);
+        }
+    }
+
     /// Whether an acknowledgement of `sequence` lets an epoch go: it must be remembered durably
     /// before [`acknowledged`](Self::acknowledged) is called.
     pub fn may_drop(&self, sequence: Sequence) -> bool {

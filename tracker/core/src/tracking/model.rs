@@ -91,6 +91,8 @@ pub(super) struct World {
     marks: [BTreeSet<u64>; 2],
     /// Simulated time of the last state that the drained prefix of the ring stands for.
     pub drained_at: u64,
+    /// When the tracker last forgot what is in flight: what ends unseen after that, nothing tells.
+    forgotten_at: u64,
     /// Steps of the world inside a call of the tracker: everything may happen at every boundary.
     restless: bool,
     marks_completions: bool,
@@ -117,6 +119,7 @@ impl World {
             unmarked: 0,
             marks: Default::default(),
             drained_at: 0,
+            forgotten_at: 0,
             restless: true,
             marks_completions,
             mix: Mix::of(&mut rng),
@@ -222,7 +225,10 @@ impl World {
             self.writes[at].completed = Some(time);
             self.flying.retain(|&flying| flying != at);
         }
-        if self.watched.contains(&Side::Completion) {
+        let write = &self.writes[at];
+        let is_known = write.is_seen && write.submitted > self.forgotten_at;
+        let is_unseen = is_known && self.rng.random_bool(self.mix.unseen_end);
+        if self.watched.contains(&Side::Completion) && !is_unseen {
             if self.marks_completions {
                 self.mark_completed(range);
             }
@@ -333,7 +339,9 @@ impl ChangeSource for World {
         RingPosition(position)
     }
 
-    fn forget_partial(&mut self, _disk: DiskIndex) {}
+    fn forget_partial(&mut self, _disk: DiskIndex) {
+        self.forgotten_at = self.time;
+    }
 
     fn lost(&self, _disk: DiskIndex) -> u64 {
         self.lost
@@ -384,6 +392,15 @@ pub(super) fn run(seed: u64, steps: usize, marks_completions: bool) -> Result<()
     run.rest()
 }
 
+/// A run in which ends go unseen. No counter tells, so its points are not judged; but it must come
+/// to rest, and then the log is the disk.
+pub(super) fn run_unseen(seed: u64, steps: usize) -> Result<(), String> {
+    let mut run = begin(seed, true);
+    run.world.mix.unseen_end = 0.05;
+    (0..steps).for_each(|_| run.anything());
+    run.rest()
+}
+
 /// A machine at work and an agent that has just attached to it.
 fn begin(seed: u64, marks_completions: bool) -> Run {
     let mut rng = StdRng::seed_from_u64(seed);
@@ -431,6 +448,8 @@ impl Run {
             self.lose_tail();
         } else if self.rng.random_bool(self.world.mix.rotates) {
             let Ok(()) = self.tracking.rotate(&mut self.world);
+        } else if self.rng.random_bool(self.world.mix.looks) {
+            self.tracking.look_for_overdue(&mut self.world);
         } else if self.rng.random_bool(self.world.mix.catches_up) {
             self.catch_up();
             let Ok(_) = self.tracking.pump(&mut self.world, &mut self.log);
@@ -550,9 +569,12 @@ impl Run {
             let (world, log) = (&mut self.world, &mut self.log);
             let Ok(()) = self.tracking.resume(world, DISK, GapReason::Paused, log);
         }
-        for _ in 0..400 {
+        for looks in 0..400 {
             self.catch_up();
-            if self.tracking.settled().contains(DISK) && self.world.ring.is_empty() {
+            self.tracking.look_for_overdue(&mut self.world);
+            let settled = self.tracking.settled().contains(DISK);
+            // What ended unseen just before is overdue only now.
+            if looks >= 2 && settled && self.world.ring.is_empty() {
                 let answered = self.tracking.progress(DISK).unwrap().unmarked;
                 assert_eq!(answered, self.world.unmarked, "nothing unmarked is passed over");
                 let disk: Vec<_> = self.world.disk.iter().copied().map(Some).collect();

@@ -1,7 +1,7 @@
 //! Each rule of the tracker on trial: with all of them the judge finds nothing, without any single
 //! one it does.
 
-use super::model::{run, run_checks};
+use super::model::{run, run_checks, run_unseen};
 use crate::rules::{Rule, without};
 
 const STEPS: usize = 600;
@@ -63,6 +63,22 @@ each_rule_is_needed! {
 fn mark_at_completion() {
     let found = (0..MOST_SEEDS).find(|&seed| run(seed, STEPS, false).is_err());
     assert!(found.is_some(), "marks at completion are not shown to matter");
+}
+
+#[test]
+fn ends_that_nobody_sees_keep_no_disk_from_settling() {
+    for seed in 0..SEEDS {
+        if let Err(seen) = run_unseen(seed, STEPS) {
+            panic!("seed {seed}: {seen}");
+        }
+    }
+}
+
+#[test]
+fn overdue_settles() {
+    let breaks =
+        |seed: &u64| without(Some(Rule::OverdueSettles), || run_unseen(*seed, STEPS)).is_err();
+    assert!((0..MOST_SEEDS).any(|seed| breaks(&seed)), "it is not shown to matter");
 }
 
 #[test]

@@ -16,6 +16,10 @@ pub(super) struct Mix {
     pub missed: f64,
     /// Of writes for which the log has no room.
     pub no_room: f64,
+    /// Of looks for what is overdue.
+    pub looks: f64,
+    /// Of ends that nobody sees: none unless a run is about them.
+    pub unseen_end: f64,
 }
 
 impl Mix {
@@ -30,6 +34,8 @@ impl Mix {
             catches_up: pick([0.0, 0.02, 0.1]),
             missed: pick([0.0, 0.0, 0.1]),
             no_room: pick([0.0, 0.0, 0.2]),
+            looks: pick([0.0, 0.01, 0.05]),
+            unseen_end: 0.0,
         }
     }
 }
