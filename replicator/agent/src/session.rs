@@ -241,7 +241,7 @@ impl Driver {
                 AgentAction::ResyncNeeded(reason) => {
                     tracing::warn!(%reason, "the log begins anew");
                     let machine = self.identity.name.as_str();
-                    self.audit.write(None, "resync", machine, "begun", Some(reason));
+                    self.audit.note(None, "resync", machine, "begun", Some(reason));
                     self.waiting = None;
                     self.tell(Command::Resync);
                 }

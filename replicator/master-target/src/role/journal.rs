@@ -203,7 +203,8 @@ impl Journal {
             tracing::warn!(machine = %machine.name, disk = name, why, "older points are suspect");
             if self.suspicions.next(Instant::now()).is_some() {
                 let told = Response::Told { message: format!("older points of it are: {why}") };
-                audit(&machine.audit, None, "suspect", &format!("{}/{name}", machine.name), &told);
+                let object = format!("{}/{name}", machine.name);
+                machine.audit.note_answer(None, "suspect", &object, &told);
             }
         }
     }
@@ -304,7 +305,7 @@ impl Journal {
                 more => format!("; {more} before it are not written"),
             };
             let told = Response::Told { message: format!("the log begins anew: {why}{more}") };
-            audit(&machine.audit, None, "resync", machine.name.as_str(), &told);
+            machine.audit.note_answer(None, "resync", machine.name.as_str(), &told);
         }
     }
 

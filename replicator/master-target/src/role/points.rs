@@ -3,7 +3,7 @@
 
 use super::connection::Speaker;
 use super::protected::{Protected, READS_AT_ONCE};
-use crate::store::{ListedPoint, LostPoints, PointChoice, StoreError, View, harmed_disks};
+use crate::store::{ListedPoint, PointChoice, StoreError, View, harmed_disks};
 use bytes::Bytes;
 use redoubt_log::{DiskIndex, DiskSet, PointId, PointKind, Sequence, is_zero};
 use redoubt_protocol::TargetMessage;
@@ -42,7 +42,9 @@ pub(super) async fn send_page(
     turn: OwnedSemaphorePermit,
 ) {
     let page = tokio::task::spawn_blocking(move || list_page(&machine, request, after)).await;
-    page.into_iter().for_each(|page| say.say_in_turn(page, turn));
+    if let Ok(page) = page {
+        say.say_in_turn(page, turn);
+    }
 }
 
 /// A page of a machine's points behind `after`.

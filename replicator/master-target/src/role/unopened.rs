@@ -2,7 +2,6 @@
 //! cannot be read: nothing of them goes on, and nothing of them is touched. They are named all the
 //! same, as not good.
 
-use super::control::write;
 use super::protected::Registry;
 use super::status::name_of as name_of_stored;
 use crate::store::{StoreError, StoreMachine};
@@ -46,8 +45,8 @@ fn show(id: MachineId, name: Name, reason: String) -> MachineStatus {
 /// Writes each down: nothing else of it is followed.
 pub(super) fn note(registry: &Registry, site: &Site, data: &Path, audit: &AuditLog) {
     for machine in shown(registry, site, data) {
-        let outcome = (DiskState::Paused.as_str(), machine.reason);
-        write(audit, None, "state", machine.name.as_str(), outcome);
+        let paused = DiskState::Paused.as_str();
+        audit.note(None, "state", machine.name.as_str(), paused, machine.reason);
     }
 }
 

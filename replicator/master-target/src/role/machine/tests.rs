@@ -9,7 +9,7 @@ use redoubt_control::audit::AuditLog;
 use redoubt_engine::uring_directory::{UringOptions, open_directory};
 use redoubt_log::RoleEpoch;
 use redoubt_log::frame::FrameKey;
-use redoubt_protocol::message::PROTOCOL_VERSION;
+use redoubt_protocol::message::{PROTOCOL_VERSION, RunId};
 use redoubt_transport::{
     AgentIdentity, Arrival, Connection, Listener, Parts, Site, connect, enrol,
 };
