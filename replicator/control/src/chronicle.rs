@@ -180,7 +180,7 @@ impl MachineTold {
         entries: &mut Vec<AuditEntry>,
     ) {
         let mut say = |outcome| {
-            entries.push(AuditEntry::now("session", machine.name.as_str(), outcome, None))
+            entries.push(AuditEntry::now("session", machine.name.as_str(), outcome, None));
         };
         let is_new = machine.sessions > self.sessions;
         let ends = self.connected && (is_new || !machine.connected);

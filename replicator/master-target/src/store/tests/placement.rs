@@ -100,13 +100,13 @@ fn a_disk_whose_data_comes_while_its_device_is_claimed_is_not_placed() {
     let mut entry = entry_of(&world.agent.log[0].bytes);
     let machine = world.machine();
     // The journal takes what comes: it does not wait for the device.
-    let mut arrives = move || {
+    let arrives = move || {
         if machine.status().durable == Sequence(0) {
             assert_eq!(machine.append(&mut [entry.as_mut_slice()]).entries, 1);
             machine.commit().unwrap();
         }
     };
-    let placed = hooked(move || arrives(), || world.machine().place(DISK, Path::new(DEVICE)));
+    let placed = hooked(arrives, || world.machine().place(DISK, Path::new(DEVICE)));
     assert!(matches!(placed, Err(StoreError::HasData { .. })), "{placed:?}");
     assert_ne!(world.machine().status().disks[0].replica, Path::new(DEVICE));
     // Nobody holds it any more.
