@@ -1,5 +1,5 @@
-//! What a verify has found goes into the log, so that the target knows which points to doubt: before
-//! what differed is told anew, and again in a log that begins before the target had it.
+//! What a verify has found goes into the log, so that the target knows which points to doubt:
+//! before what differed is told anew, and again in a log that begins before the target had it.
 
 use crate::frame_log::FrameLog;
 use crate::owner::Owner;

@@ -23,8 +23,8 @@ const HOLD: Duration = Duration::from_millis(500);
 const COUNT_EVERY: Duration = Duration::from_secs(10);
 
 /// Lines of one machine at once, and how long each takes to come back: one of 63 disks begins, ends
-/// and begins again without a pause, and one whose agent is hostile, or whose line is bad for weeks,
-/// leaves the log to others. Meanwhile its changes wait, and are told as one.
+/// and begins again without a pause, and one whose agent is hostile, or whose line is bad for
+/// weeks, leaves the log to others. Meanwhile its changes wait, and are told as one.
 const LINES: u32 = 256;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 

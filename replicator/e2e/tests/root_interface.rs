@@ -161,8 +161,11 @@ fn machine(watched: &Watched, device: &str) -> Result<()> {
     let disks = watched.run(Role::Agent, "disks", &["disks"], 0)?;
     let disks = disks.as_array().context("no array")?;
     ensure!(disks.iter().any(|disk| disk["device"] == device), "{disks:#?}");
-    let check = watched.run(Role::Agent, "check", &["agent", "--check", "--disk", device], 0)?;
-    ensure!(check["disks"][0]["mode"] == "data", "{check:#}");
+    // Its agent has it; once that has let it go, it may be protected again.
+    let check = ["agent", "--check", "--disk", device];
+    watched.run(Role::Agent, "check", &check, 3)?;
     watched.run(Role::Agent, "order", &["unprotect", "--disk", "data"], 0)?;
+    let check = watched.run(Role::Agent, "check", &check, 0)?;
+    ensure!(check["disks"][0]["mode"] == "data", "{check:#}");
     watched.run(Role::Target, "points", &["points"], 0).map(drop)
 }

@@ -1,5 +1,5 @@
-//! A hostile agent's hellos and frames, at a target that knows anything of its machine: any answer but
-//! a panic, and nobody is admitted, nor any frame taken, under a number that no log can have.
+//! A hostile agent's hellos and frames, at a target that knows anything of its machine: any answer
+//! but a panic, and nobody is admitted, nor any frame taken, under a number that no log can have.
 #![no_main]
 
 use libfuzzer_sys::arbitrary::{Result, Unstructured};

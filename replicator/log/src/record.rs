@@ -15,8 +15,8 @@ pub const LABEL_LIMIT: usize = 255;
 /// The most bytes of a disk's name: kernel names have at most 31, and stable ones fit twice that.
 pub const DISK_NAME_LIMIT: usize = 63;
 
-/// The most bytes of a disk: 1 PiB, more than any one device has, and so little that the bytes of all
-/// disks of a machine can be added up.
+/// The most bytes of a disk: 1 PiB, more than any one device has, and so little that the bytes of
+/// all disks of a machine can be added up.
 pub const DISK_SIZE_LIMIT: u64 = 1 << 50;
 
 /// The logical block sizes that a partition table on a protected disk may be written in.

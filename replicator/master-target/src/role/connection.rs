@@ -121,8 +121,8 @@ impl Link {
         self.lists.clone().try_acquire_owned().ok()
     }
 
-    /// Ends the connection once what was said has gone out, or the result is aborted: its own end of
-    /// the messages is dropped first.
+    /// Ends the connection once what was said has gone out, or the result is aborted: its own end
+    /// of the messages is dropped first.
     pub fn close(self, reason: String) -> AbortHandle {
         let Self { handle, speaker, _tasks: mut tasks, .. } = self;
         drop(speaker);

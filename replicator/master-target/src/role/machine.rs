@@ -53,8 +53,8 @@ pub(super) struct MachineTask {
     journal: Sender<Job>,
     terms: Terms,
     session: TargetSession<AlignedBuffer>,
-    /// The session's, the one that may follow it, and the one that has just come: the session closes
-    /// all others.
+    /// The session's, the one that may follow it, and the one that has just come: the session
+    /// closes all others.
     links: HashMap<ConnectionId, Link>,
     /// The one that hears its last word.
     closing: Option<AbortHandle>,

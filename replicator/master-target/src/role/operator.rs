@@ -62,7 +62,8 @@ impl Control {
             machine.store.check_unread().map_err(Response::failed)?;
         }
         let set = set_of(disks.iter());
-        // What the journal has and no sync has followed may yet be lost: it is no word of the agent.
+        // What the journal has and no sync has followed may yet be lost: that is no word of the
+        // agent's.
         let before = machine.store.let_go();
         let is_over = |disk: &DiskStatus| match disk.protection {
             Protection::Active => false,

@@ -1,5 +1,5 @@
-//! What an agent reports, cut to what is kept of it: its texts go into the status and the audit log,
-//! and an agent may be hostile. It reads nothing but the report.
+//! What an agent reports, cut to what is kept of it: its texts go into the status and the audit
+//! log, and an agent may be hostile. It reads nothing but the report.
 
 use redoubt_log::DiskIndex;
 use redoubt_protocol::message::{DiskReport, Report};

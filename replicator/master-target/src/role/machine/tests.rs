@@ -138,8 +138,12 @@ async fn an_agent_that_asks_for_list_upon_list_is_refused() {
     target.task.take(ask(4));
     target.task.take(ask(5));
     assert_eq!(target.task.session.streaming(), None);
-    assert_eq!(heard(&mut agent).await, page(4));
-    let TargetMessage::Refused(refusal) = heard(&mut agent).await else {
+    // The page is made beside all else: it may come before the refusal, or not at all.
+    let said = match heard(&mut agent).await {
+        first if first == page(4) => heard(&mut agent).await,
+        first => first,
+    };
+    let TargetMessage::Refused(refusal) = said else {
         panic!("it was not refused");
     };
     assert_eq!(refusal.code, RefusalCode::Malformed);
