@@ -90,8 +90,12 @@ impl Disk {
         news
     }
 
-    /// Reads again where a write has been in flight since before this was last asked.
+    /// Reads again where a write has been in flight since before this was last asked. While nothing
+    /// is captured no end is told, and all is read that was marked.
     pub fn look_for_overdue<S: ChangeSource>(&mut self, source: &mut S) {
+        if !self.capturing {
+            return;
+        }
         let overdue = self.matcher.overdue();
         let ranges = overdue.settle.ranges;
         if !ranges.is_empty() {

@@ -5,6 +5,7 @@
 mod checks;
 mod log;
 mod mix;
+mod unseen;
 
 use super::Tracking;
 use crate::attach::{Side, attach_order};
@@ -21,6 +22,7 @@ use redoubt_log::{ByteRange, DiskIndex, Sequence};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
+pub(super) use unseen::{missed_in_a_pause, run_unseen};
 
 pub(super) const DISK: DiskIndex = DiskIndex(3);
 const SECTOR: u64 = 512;
@@ -389,15 +391,6 @@ pub(super) fn run(seed: u64, steps: usize, marks_completions: bool) -> Result<()
         run.anything();
         run.judge()?;
     }
-    run.rest()
-}
-
-/// A run in which ends go unseen. No counter tells, so its points are not judged; but it must come
-/// to rest, and then the log is the disk.
-pub(super) fn run_unseen(seed: u64, steps: usize) -> Result<(), String> {
-    let mut run = begin(seed, true);
-    run.world.mix.unseen_end = 0.05;
-    (0..steps).for_each(|_| run.anything());
     run.rest()
 }
 

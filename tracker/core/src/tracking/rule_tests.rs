@@ -1,7 +1,7 @@
 //! Each rule of the tracker on trial: with all of them the judge finds nothing, without any single
 //! one it does.
 
-use super::model::{run, run_checks, run_unseen};
+use super::model::{missed_in_a_pause, run, run_checks, run_unseen};
 use crate::rules::{Rule, without};
 
 const STEPS: usize = 600;
@@ -71,6 +71,13 @@ fn ends_that_nobody_sees_keep_no_disk_from_settling() {
         if let Err(seen) = run_unseen(seed, STEPS) {
             panic!("seed {seed}: {seen}");
         }
+    }
+}
+
+#[test]
+fn a_pause_makes_nothing_overdue() {
+    for seed in 0..SEEDS {
+        assert_eq!(missed_in_a_pause(seed), 0, "seed {seed}");
     }
 }
 
