@@ -46,7 +46,8 @@ fn oldest_block(world: &World) -> Result<Vec<u8>, StoreError> {
     view.read(0, &mut bytes).map(|()| bytes)
 }
 
-fn flip(world: &World, path: &Path, position: u64) {
+/// Flips a bit of a file, durably.
+pub(super) fn flip(world: &World, path: &Path, position: u64) {
     let file = world.disk.open(path, Open::ReadWrite).unwrap();
     let mut byte = [0];
     file.read(&mut [ReadRequest { offset: position, buffer: &mut byte }]).unwrap();

@@ -1,6 +1,7 @@
 //! Retention files that are lost or damaged cost the points that need them, and nothing else.
 
 use super::agent::{BLOCK, MACHINE, block_of, consistent, write};
+use super::faults::flip;
 use super::world::World;
 use crate::store::{ApplyOutcome, PointChoice, StoreError, harmed_disks};
 use redoubt_engine::lying::{Fault, Kind};
@@ -37,15 +38,6 @@ fn files(world: &World) -> Vec<PathBuf> {
 fn remove(world: &World, path: &Path) {
     world.disk.remove(path).unwrap();
     world.disk.sync_directory(path.parent().unwrap()).unwrap();
-}
-
-fn flip(world: &World, path: &Path, position: u64) {
-    let file = world.disk.open(path, Open::ReadWrite).unwrap();
-    let mut byte = [0];
-    file.read(&mut [ReadRequest { offset: position, buffer: &mut byte }]).unwrap();
-    byte[0] ^= 0x10;
-    file.write(&[WriteRequest { offset: position, data: &byte }]).unwrap();
-    file.sync().unwrap();
 }
 
 fn reopen(world: &mut World) {
