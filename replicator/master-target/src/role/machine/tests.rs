@@ -184,14 +184,22 @@ async fn connections_of_one_machine_are_few_and_hold_little_before_the_welcome()
         agent.handle.closed().await;
     }
     let (id, mut agent) = idle.pop().unwrap();
-    agent.sender.send(&hello(target.identity.machine)).await.unwrap();
-    let event = target.task.events.recv().await.unwrap();
-    target.task.take(event);
-    tokio::select! {
-        biased;
-        _ = agent.handle.open_frames() => panic!("it may send frames before the welcome"),
-        told = agent.receiver.receive() => assert_eq!(told.unwrap(), TargetMessage::Confirm),
-    }
+    let hello = hello(target.identity.machine);
+    let mut greeting = tokio::spawn(async move {
+        agent.sender.send(&hello).await.unwrap();
+        tokio::select! {
+            biased;
+            _ = agent.handle.open_frames() => panic!("it may send frames before the welcome"),
+            told = agent.receiver.receive() => assert_eq!(told.unwrap(), TargetMessage::Confirm),
+        }
+        agent
+    });
+    let mut agent = loop {
+        tokio::select! {
+            event = target.task.events.recv() => target.task.take(event.unwrap()),
+            agent = &mut greeting => break agent.unwrap(),
+        }
+    };
     agent.sender.send(&AgentMessage::Confirmed).await.unwrap();
     target.until(|task| task.session.streaming() == Some(id)).await;
     agent.handle.open_frames().await.unwrap();
