@@ -174,4 +174,4 @@ fn refusal_of(error: &TargetError) -> Refusal {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

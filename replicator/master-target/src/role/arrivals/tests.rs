@@ -88,13 +88,8 @@ async fn a_machine_whose_name_is_anothers_is_told_so() {
     target.stop().await;
 }
 
-fn hello(machine: MachineId) -> AgentMessage {
-    let disk = DiskDescription {
-        index: DiskIndex(0),
-        name: "data".parse().unwrap(),
-        size_bytes: 1 << 20,
-        logical_block_bytes: 512,
-    };
+/// The first word of an agent that remembers nothing.
+pub(in crate::role) fn hello(machine: MachineId, disks: Vec<DiskDescription>) -> AgentMessage {
     AgentMessage::Hello(Box::new(Hello {
         protocol_version: PROTOCOL_VERSION,
         machine,
@@ -105,10 +100,20 @@ fn hello(machine: MachineId) -> AgentMessage {
         role_epoch: RoleEpoch(0),
         acknowledged: Sequence(0),
         resync: None,
-        disks: vec![disk],
+        disks,
         agent_version: String::new(),
         host_name: String::new(),
     }))
+}
+
+fn hello_of_one(machine: MachineId) -> AgentMessage {
+    let disk = DiskDescription {
+        index: DiskIndex(0),
+        name: "data".parse().unwrap(),
+        size_bytes: 1 << 20,
+        logical_block_bytes: 512,
+    };
+    hello(machine, vec![disk])
 }
 
 /// The store has admitted the agent with its disk, and the welcome is not said yet: an order that
@@ -119,7 +124,7 @@ async fn a_disk_that_ends_between_hello_and_welcome_is_told_behind_the_welcome()
     let target = Target::start(&base.path().join("data"));
     let identity = target.join(&base.path().join("state")).await;
     let mut parts = target.connect(&identity).await;
-    parts.sender.send(&hello(identity.machine)).await.unwrap();
+    parts.sender.send(&hello_of_one(identity.machine)).await.unwrap();
     assert_eq!(parts.receiver.receive().await.unwrap(), TargetMessage::Confirm);
     let machine = target.registry.get(identity.machine).unwrap();
     let only = DiskSet(1);
@@ -156,7 +161,7 @@ async fn begin(
     identity: &AgentIdentity,
 ) -> (Parts<AgentMessage, TargetMessage>, Arc<Protected>) {
     let mut parts = target.connect(identity).await;
-    parts.sender.send(&hello(identity.machine)).await.unwrap();
+    parts.sender.send(&hello_of_one(identity.machine)).await.unwrap();
     parts.receiver.receive().await.unwrap();
     parts.sender.send(&AgentMessage::Confirmed).await.unwrap();
     let welcome = parts.receiver.receive().await.unwrap();
@@ -186,7 +191,7 @@ async fn a_store_that_is_slow_to_write_keeps_nobody_else_waiting() {
     let token = target.site.invite(&target.address, Some("web".parse().unwrap()), HOUR).unwrap();
     let other = enrol(&base.path().join("other"), &token, "web").await.unwrap();
     let mut greeted = target.connect(&other).await;
-    greeted.sender.send(&hello(other.machine)).await.unwrap();
+    greeted.sender.send(&hello_of_one(other.machine)).await.unwrap();
     // What comes behind the question is served: a read, which is refused without the store.
     let busy = u32::try_from(machine.reads.available_permits()).unwrap();
     let _busy = machine.reads.clone().try_acquire_many_owned(busy).unwrap();

@@ -1,15 +1,14 @@
 //! What a machine's task does with an agent that misbehaves, over real connections and with a real
 //! store; the test drives the task, so that it knows what comes one after the other.
 
+use super::super::arrivals::tests::hello;
 use super::super::connection::hear;
 use super::super::protected::{Registry, now};
 use super::*;
 use crate::store::{Store, StoreOptions};
 use redoubt_control::audit::AuditLog;
 use redoubt_engine::uring_directory::{UringOptions, open_directory};
-use redoubt_log::RoleEpoch;
 use redoubt_log::frame::FrameKey;
-use redoubt_protocol::message::{PROTOCOL_VERSION, RunId};
 use redoubt_transport::{
     AgentIdentity, Arrival, Connection, Listener, Parts, Site, connect, enrol,
 };
@@ -77,7 +76,7 @@ impl Target {
     /// A connection with a session.
     async fn session(&mut self) -> (ConnectionId, Agent) {
         let (id, mut agent) = self.connect().await;
-        agent.sender.send(&hello(self.identity.machine)).await.unwrap();
+        agent.sender.send(&hello(self.identity.machine, Vec::new())).await.unwrap();
         agent.sender.send(&AgentMessage::Confirmed).await.unwrap();
         self.until(|task| task.session.streaming() == Some(id)).await;
         (id, agent)
@@ -88,23 +87,6 @@ impl Target {
         drop(task);
         tokio::task::spawn_blocking(move || registry.stop()).await.unwrap();
     }
-}
-
-fn hello(machine: redoubt_log::MachineId) -> AgentMessage {
-    AgentMessage::Hello(Box::new(Hello {
-        protocol_version: PROTOCOL_VERSION,
-        machine,
-        generation: None,
-        run: RunId([1; 16]),
-        held: None,
-        last_incarnation: None,
-        role_epoch: RoleEpoch(0),
-        acknowledged: Sequence(0),
-        resync: None,
-        disks: Vec::new(),
-        agent_version: String::new(),
-        host_name: String::new(),
-    }))
 }
 
 /// The next that is no answer to the hello.
@@ -184,7 +166,7 @@ async fn connections_of_one_machine_are_few_and_hold_little_before_the_welcome()
         agent.handle.closed().await;
     }
     let (id, mut agent) = idle.pop().unwrap();
-    let hello = hello(target.identity.machine);
+    let hello = hello(target.identity.machine, Vec::new());
     let mut greeting = tokio::spawn(async move {
         agent.sender.send(&hello).await.unwrap();
         tokio::select! {
